@@ -1,0 +1,158 @@
+"""What is done behind the searches: arming guards, proving, refreshing, sealing.
+
+Each function queues a task with the keeper and returns at once; a task that is queued
+already is not queued again. Failures show in `IndexState.last_error`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
+
+import duckdb
+
+from duckvec import builder
+from duckvec.errors import VectorIndexError
+from duckvec.instance import DatabaseState, IndexState, Instance, Session
+from duckvec.keeper import Task
+from duckvec.sql_text import quote_path
+from duckvec.tables import Caller, Table, find_table, read_only
+
+logger = logging.getLogger("duckvec")
+
+_DATABASES = """
+SELECT database_name, database_oid
+FROM duckdb_databases()
+WHERE NOT internal
+ORDER BY database_name
+"""
+
+# Fewer new rows than this stay in the tail: scanning them costs less than a segment.
+MINIMUM_SEGMENT_ROWS = 4096
+
+
+def prepare(instance: Instance, state: DatabaseState) -> Task:
+    """Arm the guards of a database and prove its indexes, in the background."""
+    name = f'opening the indexes of database "{state.name}"'
+    return _once(instance, name, lambda task: _prepare(task, instance, state))
+
+
+def prepare_session(instance: Instance, session: Session) -> None:
+    """Guard the indexed databases for a newly loaded connection.
+
+    Runs inside the user's call of `load`. Arming the guards is waited for, so that the
+    first search may use the indexes; proving them goes on in the background.
+    """
+    with read_only(session.cursor()) as cursor:
+        states = [
+            instance.database(cursor, name, oid)
+            for name, oid in cursor.execute(_DATABASES).fetchall()
+        ]
+    for state in states:
+        if not state.has_catalog or not state.indexes:
+            continue
+        instance.open_guard(session, state)
+
+        def arm(task: Task, state: DatabaseState = state) -> None:
+            instance.arm_guards(task, state)
+
+        name = f'guarding the row ids of database "{state.name}"'
+        instance.keeper.submit(name, arm).wait()
+        prepare(instance, state)
+
+
+def refresh(
+    instance: Instance, state: DatabaseState, index: IndexState, table: Table
+) -> Task:
+    """Look which indexed rows are gone, in the background."""
+    name = f"looking for deleted rows of {table.path}"
+
+    def work(task: Task) -> None:
+        with _recording(index):
+            builder.refresh_index(task, instance, state, index, table)
+
+    return _once(instance, name, work)
+
+
+def seal_tails(instance: Instance) -> Task:
+    """Index the rows that no segment covers yet, in the background."""
+
+    def work(task: Task) -> None:
+        for state in list(instance.databases.values()):
+            if state.read_only or not state.has_catalog:
+                continue
+            _prepare(task, instance, state)
+            for index in list(state.indexes.values()):
+                task.check()
+                with _recording(index):
+                    _seal_tail(task, instance, state, index)
+
+    return _once(instance, "indexing new rows", work)
+
+
+def locate(
+    instance: Instance, state: DatabaseState, index: IndexState
+) -> Table | None:
+    """Return the table of an index as it is now; None where it is gone."""
+    row = index.row
+    path = quote_path((state.name, row.schema_name, row.table_name))
+    caller = Caller(0, state.name, row.schema_name, "")
+    with read_only(instance.background_cursor()) as cursor:
+        table = find_table(cursor, path, caller)
+    if table is None or table.database_oid != state.oid or table.kind != "table":
+        return None
+    return table
+
+
+def _prepare(task: Task, instance: Instance, state: DatabaseState) -> None:
+    instance.arm_guards(task, state)
+    chain = instance.standing_chain(state)
+    if chain is None:
+        return
+    for index in list(state.indexes.values()):
+        task.check()
+        generation = index.generation
+        if not index.segments or (generation and generation.chain == chain):
+            continue
+        with _recording(index):
+            table = locate(instance, state, index)
+            if table is None:
+                index.last_error = (
+                    f'table "{index.row.table_name}" is gone; drop_vector_index '
+                    "removes its index"
+                )
+            else:
+                builder.prove_index(task, instance, state, index, table, chain)
+
+
+def _seal_tail(
+    task: Task, instance: Instance, state: DatabaseState, index: IndexState
+) -> None:
+    table = locate(instance, state, index)
+    generation = index.generation
+    if table is None or generation is None or index.row.index_type == "FLAT":
+        return
+    with read_only(instance.background_cursor()) as cursor:
+        tail = cursor.execute(
+            f"SELECT count(*) FROM {table.path} WHERE rowid > {generation.watermark:d}"
+        ).fetchall()[0][0]
+    if tail >= MINIMUM_SEGMENT_ROWS:
+        builder.extend_index(task, instance, state, index, table)
+
+
+@contextlib.contextmanager
+def _recording(index: IndexState) -> Iterator[None]:
+    """Keep a failure of background work with the index that it concerns."""
+    try:
+        yield
+    except (VectorIndexError, duckdb.Error, OSError) as error:
+        index.last_error = str(error)
+        logger.warning("%s", error)
+
+
+def _once(instance: Instance, name: str, work: Callable[[Task], None]) -> Task:
+    for task in instance.keeper.pending():
+        if task.name == name and not task.done:
+            return task
+    return instance.keeper.submit(name, work)

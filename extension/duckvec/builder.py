@@ -1,0 +1,559 @@
+"""Building indexes: reading a snapshot, writing segments, committing the catalog row.
+
+All functions run in the keeper's thread, on cursors of their own. The order that keeps
+searches right and the catalog whole: read in one snapshot under a guard, write the
+files whole, take the seal, commit the catalog rows, publish the generation, delete
+the old files. A failure before the commit leaves only the old index.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+
+import duckdb
+import numpy as np
+from numpy.typing import NDArray
+
+from duckvec import catalog, paths
+from duckvec.calibration import calibrate
+from duckvec.catalog import IndexRow
+from duckvec.errors import ColumnError, NotIndexableError
+from duckvec.index_types import get_index_type
+from duckvec.index_types.base import IndexType
+from duckvec.instance import DatabaseState, IndexState, Instance
+from duckvec.keeper import Task
+from duckvec.metrics import METRICS, Metric, normalize_rows_inplace
+from duckvec.reader import (
+    count_rows,
+    find_dimension,
+    read_rowids,
+    read_vectors,
+    require_equal_lengths,
+)
+from duckvec.segments import (
+    FORMAT_VERSION,
+    Segment,
+    SegmentRow,
+    hash_vectors,
+    write_segment,
+)
+from duckvec.sql_text import quote_identifier, quote_path
+from duckvec.tables import Table, VectorColumn, find_column
+from duckvec.tracking import (
+    READ_ONLY_CHAIN,
+    Generation,
+    LiveSegment,
+    Seal,
+    live_segment,
+    prove,
+)
+
+_FIND_OID = """
+SELECT table_oid
+FROM duckdb_tables()
+WHERE database_name = $database AND schema_name = $schema AND table_name = $name
+"""
+
+
+@dataclass(frozen=True)
+class Order:
+    """What to build: a checked request.
+
+    `params` are as the user gave them; each segment clamps them to its rows.
+    """
+
+    table: Table
+    column: VectorColumn
+    index_type: IndexType
+    metric: Metric
+    params: Mapping[str, int]
+    index_file_size: int
+
+
+@dataclass
+class _Written:
+    """The segments of one build, with what was learnt on the way."""
+
+    live: list[LiveSegment]
+    search_params: dict[str, int]
+    skipped_rows: int
+    watermark: int
+    covered_rows: int
+
+
+def build_index(
+    task: Task, instance: Instance, state: DatabaseState, order: Order, chain: int
+) -> IndexRow:
+    """Build an index over all committed rows, and put it in place of the old one.
+
+    Args:
+        task: the task that this runs in.
+        instance: the DuckDB instance.
+        state: the database of the table.
+        order: what to build.
+        chain: the chain of an armed guard that the caller holds.
+
+    Returns:
+        The new catalog row.
+
+    Raises:
+        ColumnError: the vectors cannot be indexed; nothing was changed.
+    """
+    started = time.perf_counter()
+    table = order.table
+    key = catalog.index_key(table.schema, table.name, order.column.name)
+    old = state.indexes.get(key)
+    index_id = old.row.index_id if old else paths.new_segment_id()
+    with _snapshot(task, instance, state, table) as cursor:
+        dimension = find_dimension(cursor, table, order.column)
+        if dimension is not None:
+            require_equal_lengths(cursor, table, order.column, dimension)
+        seal_transaction = _seal_transaction(task, instance, state)
+        written = _write_segments(
+            task, instance, state, order, cursor, dimension, index_id, strict=True
+        )
+    now = datetime.now(timezone.utc).replace(tzinfo=None)
+    row = IndexRow(
+        index_id=index_id,
+        schema_name=table.schema,
+        table_name=table.name,
+        column_name=order.column.name,
+        index_type=order.index_type.name,
+        metric=order.metric.name,
+        params=dict(order.params),
+        search_params=written.search_params,
+        dimension=dimension,
+        index_file_size=order.index_file_size,
+        row_count=sum(live.segment.row.row_count for live in written.live),
+        skipped_rows=written.skipped_rows,
+        build_seconds=time.perf_counter() - started,
+        created_at=now,
+        updated_at=now,
+    )
+    segments = tuple(live.segment for live in written.live)
+    try:
+        epoch = _commit(task, instance, state, row, segments)
+    except BaseException:
+        _remove_files(segments)
+        raise
+    generation = Generation(
+        chain=chain,
+        seal=Seal(seal_transaction, epoch),
+        table_oid=table.oid,
+        watermark=written.watermark,
+        covered_rows=written.covered_rows,
+        segments=tuple(written.live),
+    )
+    with instance.lock:
+        replaced = old.segments if old else ()
+        index = old if old else IndexState(row)
+        index.row, index.segments, index.last_error = row, segments, None
+        index.use(generation)
+        state.indexes[key] = index
+    _remove_files(replaced)
+    return row
+
+
+def drop_index(
+    task: Task, instance: Instance, state: DatabaseState, index: IndexState
+) -> IndexRow:
+    """Go back to FLAT by plain scan; the metric stays. Return the new catalog row."""
+    row = replace(
+        index.row,
+        index_type="FLAT",
+        params={},
+        search_params={},
+        row_count=0,
+        skipped_rows=0,
+        build_seconds=0.0,
+        updated_at=datetime.now(timezone.utc).replace(tzinfo=None),
+    )
+    _commit(task, instance, state, row, ())
+    with instance.lock:
+        replaced = index.segments
+        index.row, index.segments, index.last_error = row, (), None
+        index.use(None)
+        index.previous = None
+    _remove_files(replaced)
+    return row
+
+
+def prove_index(
+    task: Task,
+    instance: Instance,
+    state: DatabaseState,
+    index: IndexState,
+    table: Table,
+    chain: int,
+) -> None:
+    """Match the entries of an index to the rows of its table, and publish the result.
+
+    After opening a database nothing else says where its rows are.
+
+    Args:
+        task: the task that this runs in.
+        instance: the DuckDB instance.
+        state: the database of the table.
+        index: the index; its segments' map files are read and verified.
+        table: the table as it is now.
+        chain: the chain of an armed guard, or READ_ONLY_CHAIN.
+    """
+    row = index.row
+    column = _column_of(table, row)
+    if row.dimension is None:
+        return
+    with _snapshot(task, instance, state, table) as cursor:
+        seal_transaction = _seal_transaction(task, instance, state)
+        rowids, hashes = [np.empty(0, np.int64)], [np.empty(0, np.uint64)]
+        for batch in read_vectors(cursor, table, column, row.dimension):
+            task.check()
+            rowids.append(batch.rowids)
+            hashes.append(hash_vectors(batch.vectors))
+        _, _, last = count_rows(cursor, table, column)
+        live, watermark = prove(
+            index.segments, np.concatenate(rowids), np.concatenate(hashes), last
+        )
+        covered = len(read_rowids(cursor, table, watermark))
+    epoch = _advance_epoch(task, instance, state)
+    with instance.lock:
+        index.last_error = None
+        index.use(
+            Generation(
+                chain=chain,
+                seal=Seal(seal_transaction, epoch),
+                table_oid=table.oid,
+                watermark=watermark,
+                covered_rows=covered,
+                segments=live,
+            )
+        )
+
+
+def refresh_index(
+    task: Task,
+    instance: Instance,
+    state: DatabaseState,
+    index: IndexState,
+    table: Table,
+) -> None:
+    """Look which rows of the current generation are gone, so that searches skip them."""
+    old = index.generation
+    if old is None or old.table_oid != table.oid:
+        return
+    with _snapshot(task, instance, state, table) as cursor:
+        seal_transaction = _seal_transaction(task, instance, state)
+        there = read_rowids(cursor, table, old.watermark)
+    epoch = _advance_epoch(task, instance, state)
+    live = tuple(_without_gone(part, there) for part in old.segments)
+    with instance.lock:
+        if index.generation is old:
+            index.use(
+                replace(
+                    old,
+                    seal=Seal(seal_transaction, epoch),
+                    covered_rows=len(there),
+                    segments=live,
+                    number=Generation.next_number(),
+                )
+            )
+
+
+def extend_index(
+    task: Task,
+    instance: Instance,
+    state: DatabaseState,
+    index: IndexState,
+    table: Table,
+) -> None:
+    """Seal the tail: build segments over the rows that came after the watermark."""
+    old = index.generation
+    row = index.row
+    if old is None or old.table_oid != table.oid:
+        return
+    order = Order(
+        table,
+        _column_of(table, row),
+        get_index_type(row.index_type),
+        METRICS[row.metric],
+        row.params,
+        row.index_file_size,
+    )
+    started = time.perf_counter()
+    with _snapshot(task, instance, state, table) as cursor:
+        seal_transaction = _seal_transaction(task, instance, state)
+        there = read_rowids(cursor, table, old.watermark)
+        dimension = row.dimension or find_dimension(cursor, table, order.column)
+        written = _write_segments(
+            task,
+            instance,
+            state,
+            order,
+            cursor,
+            dimension,
+            row.index_id,
+            strict=False,
+            after=old.watermark,
+            first_number=len(index.segments),
+        )
+    segments = index.segments + tuple(live.segment for live in written.live)
+    extended = replace(
+        row,
+        dimension=dimension,
+        row_count=sum(segment.row.row_count for segment in segments),
+        search_params=dict(row.search_params) or written.search_params,
+        skipped_rows=row.skipped_rows + written.skipped_rows,
+        build_seconds=row.build_seconds + time.perf_counter() - started,
+        updated_at=datetime.now(timezone.utc).replace(tzinfo=None),
+    )
+    try:
+        epoch = _commit(task, instance, state, extended, segments)
+    except BaseException:
+        _remove_files(tuple(live.segment for live in written.live))
+        raise
+    kept = tuple(_without_gone(part, there) for part in old.segments)
+    with instance.lock:
+        index.row, index.segments = extended, segments
+        index.use(
+            replace(
+                old,
+                seal=Seal(seal_transaction, epoch),
+                watermark=written.watermark,
+                covered_rows=written.covered_rows,
+                segments=kept + tuple(written.live),
+                number=Generation.next_number(),
+            )
+        )
+
+
+# The steps
+
+
+@contextlib.contextmanager
+def _snapshot(
+    task: Task, instance: Instance, state: DatabaseState, table: Table
+) -> Iterator[duckdb.DuckDBPyConnection]:
+    """Hold a read-only transaction that sees the table, and check that it is the one."""
+    cursor = instance.background_cursor()
+    try:
+        task.beginning(lambda: cursor.execute("BEGIN TRANSACTION READ ONLY"))
+        found = cursor.execute(
+            _FIND_OID,
+            {"database": state.name, "schema": table.schema, "name": table.name},
+        ).fetchall()
+        if [(table.oid,)] != found:
+            raise NotIndexableError(
+                f"table {table.label} was replaced meanwhile; try again"
+            )
+        cursor.execute(f"SELECT count(*) FROM {table.path}").fetchall()
+        yield cursor
+    finally:
+        cursor.close()
+
+
+def _seal_transaction(task: Task, instance: Instance, state: DatabaseState) -> int:
+    """Return the number of a transaction of the database that begins now."""
+    cursor = instance.background_cursor()
+    try:
+        cursor.execute(f"USE {quote_path((state.name, 'main'))}")
+        task.beginning(lambda: cursor.execute("BEGIN TRANSACTION READ ONLY"))
+        return int(cursor.execute("SELECT txid_current()").fetchall()[0][0])
+    finally:
+        cursor.close()
+
+
+def _write_segments(
+    task: Task,
+    instance: Instance,
+    state: DatabaseState,
+    order: Order,
+    cursor: duckdb.DuckDBPyConnection,
+    dimension: int | None,
+    index_id: str,
+    *,
+    strict: bool,
+    after: int = -1,
+    first_number: int = 0,
+) -> _Written:
+    """Read the rows after a row id and write them as segments.
+
+    Where `strict`, a NaN or infinite component is an error; else the row is skipped.
+    """
+    rows, vectors, last = count_rows(cursor, order.table, order.column)
+    result = _Written([], {}, 0, last, rows)
+    if dimension is None or vectors == 0 or last <= after:
+        return result
+    if after >= 0:
+        vectors -= _count_up_to(cursor, order, after)
+    capacity = max(1, order.index_file_size * (1 << 20) // (4 * dimension))
+    buffer = np.empty((min(capacity, vectors), dimension), dtype=np.float32)
+    rowids = np.empty(len(buffer), dtype=np.int64)
+    filled, read, not_finite = 0, 0, 0
+    example = -1
+
+    def seal() -> None:
+        result.live.append(
+            _write_segment(
+                task,
+                instance,
+                state,
+                order,
+                buffer[:filled],
+                rowids[:filled],
+                index_id,
+                first_number + len(result.live),
+                result,
+            )
+        )
+
+    batches = read_vectors(cursor, order.table, order.column, dimension, after)
+    for batch in batches:
+        task.check()
+        if len(batch.not_finite):
+            example = int(batch.not_finite[0]) if not not_finite else example
+            not_finite += len(batch.not_finite)
+        start = 0
+        while start < len(batch.rowids):
+            take = min(len(buffer) - filled, len(batch.rowids) - start)
+            buffer[filled : filled + take] = batch.vectors[start : start + take]
+            rowids[filled : filled + take] = batch.rowids[start : start + take]
+            filled, start = filled + take, start + take
+            if filled == len(buffer) and not (strict and not_finite):
+                seal()
+                filled = 0
+        read += len(batch.rowids)
+        task.progress = min(0.99, read / max(1, vectors))
+    if not_finite and strict:
+        _remove_files(tuple(live.segment for live in result.live))
+        name = quote_identifier(order.column.name)
+        raise ColumnError(
+            f"{not_finite} {'vector' if not_finite == 1 else 'vectors'} in {name} of "
+            f"{order.table.label} {'holds' if not_finite == 1 else 'hold'} NaN or "
+            f"infinite values, such as the one at rowid {example}; set them to NULL"
+        )
+    if filled:
+        seal()
+    result.skipped_rows = vectors - read
+    return result
+
+
+def _write_segment(
+    task: Task,
+    instance: Instance,
+    state: DatabaseState,
+    order: Order,
+    vectors: NDArray[np.float32],
+    rowids: NDArray[np.int64],
+    index_id: str,
+    number: int,
+    result: _Written,
+) -> LiveSegment:
+    """Build and write one segment; `vectors` is normalised in place where needed."""
+    started = time.perf_counter()
+    hashes = hash_vectors(vectors)
+    if order.metric.normalizes:
+        normalize_rows_inplace(vectors)
+    rows, dimension = vectors.shape
+    kind = order.index_type
+    params = kind.effective_params(order.params, rows, dimension)
+    built = kind.build(
+        vectors,
+        order.metric,
+        params,
+        threads=instance.threads,
+        cancelled=lambda: task.cancelled,
+    )
+    task.check()
+    if not result.search_params:
+        result.search_params = calibrate(kind, built, vectors, order.metric, params)
+    segment_id = paths.new_segment_id()
+    library, _, version = built.library_note.partition(" ")
+    row = SegmentRow(
+        segment_id=segment_id,
+        index_id=index_id,
+        segment=number,
+        index_type=kind.name,
+        metric=order.metric.name,
+        dimension=dimension,
+        row_count=rows,
+        params=params,
+        file=segment_id + paths.INDEX_ENDING,
+        map_file=segment_id + paths.MAP_ENDING,
+        size_bytes=0,
+        checksum="",
+        format_version=FORMAT_VERSION,
+        library=library,
+        library_version=version,
+        build_seconds=time.perf_counter() - started,
+    )
+    folder = instance.folder(state)
+    segment = write_segment(row, folder, built, rowids, hashes)
+    return LiveSegment(segment, rowids.copy(), None)
+
+
+def _commit(
+    task: Task,
+    instance: Instance,
+    state: DatabaseState,
+    row: IndexRow,
+    segments: tuple[Segment, ...],
+) -> int:
+    """Commit the catalog rows; return the epoch that came with them."""
+    cursor = instance.background_cursor()
+    try:
+        task.beginning(lambda: cursor.execute("BEGIN TRANSACTION"))
+        rows = [segment.row for segment in segments]
+        catalog.replace_index(cursor, state.name, row, rows)
+        epoch = catalog.advance_epoch(cursor, state.name)
+        cursor.execute("COMMIT")
+        return epoch
+    finally:
+        cursor.close()
+
+
+def _advance_epoch(task: Task, instance: Instance, state: DatabaseState) -> int:
+    if state.read_only:
+        return READ_ONLY_CHAIN
+    cursor = instance.background_cursor()
+    try:
+        task.beginning(lambda: cursor.execute("BEGIN TRANSACTION"))
+        epoch = catalog.advance_epoch(cursor, state.name)
+        cursor.execute("COMMIT")
+        return epoch
+    finally:
+        cursor.close()
+
+
+def _without_gone(part: LiveSegment, there: NDArray[np.int64]) -> LiveSegment:
+    """Return the segment without the entries whose row id is not in `there`."""
+    if len(there) == 0:
+        return live_segment(part.segment, np.full_like(part.rowids, -1))
+    at = np.minimum(np.searchsorted(there, part.rowids), len(there) - 1)
+    return live_segment(part.segment, np.where(there[at] == part.rowids, there[at], -1))
+
+
+def _count_up_to(
+    cursor: duckdb.DuckDBPyConnection, order: Order, rowid: int
+) -> int:
+    name = quote_identifier(order.column.name)
+    found = cursor.execute(
+        f"SELECT count({name}) FROM {order.table.path} WHERE rowid <= {rowid:d}"
+    ).fetchall()
+    return int(found[0][0])
+
+
+def _column_of(table: Table, row: IndexRow) -> VectorColumn:
+    return find_column(table, row.column_name)
+
+
+def _remove_files(segments: tuple[Segment, ...]) -> None:
+    """Delete the files of segments that no catalog row names any more.
+
+    Searches that still run keep what they have opened.
+    """
+    for segment in segments:
+        for path in segment.files():
+            paths.remove(path)

@@ -1,0 +1,201 @@
+"""The catalog: rows of `duckvec.indexes` and `duckvec.segments` in one database.
+
+Every function works on a cursor whose transaction the caller began; nothing here
+commits. Only the keeper's thread calls the functions that write.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple, dataclass, fields
+from datetime import datetime
+from typing import Any
+
+import duckdb
+
+from duckvec.errors import NotIndexableError
+from duckvec.segments import SegmentRow
+from duckvec.sql_text import quote_path, read_sql
+
+SCHEMA = "duckvec"
+CATALOG_VERSION = 1
+
+
+@dataclass(frozen=True)
+class IndexRow:
+    """One row of the table `indexes`: an indexed column, FLAT after a drop included.
+
+    `dimension` is None for a list column that held no vector yet. `search_params` is
+    the calibrated default; `skipped_rows` had no vector that can be indexed.
+    """
+
+    index_id: str
+    schema_name: str
+    table_name: str
+    column_name: str
+    index_type: str
+    metric: str
+    params: Mapping[str, int]
+    search_params: Mapping[str, int]
+    dimension: int | None
+    index_file_size: int
+    row_count: int
+    skipped_rows: int
+    build_seconds: float
+    created_at: datetime
+    updated_at: datetime
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """What identifies the column: schema, table and column, lowered."""
+        return index_key(self.schema_name, self.table_name, self.column_name)
+
+
+def index_key(schema: str, table: str, column: str) -> tuple[str, str, str]:
+    """Return the key of a column, by which DuckDB's names compare."""
+    return schema.lower(), table.lower(), column.lower()
+
+
+def schema_path(database: str) -> str:
+    """Return the quoted name of the catalog's schema in a database."""
+    return quote_path((database, SCHEMA))
+
+
+def create(cursor: duckdb.DuckDBPyConnection, database: str) -> None:
+    """Create the schema and its tables where they are missing."""
+    cursor.execute(
+        read_sql("catalog").format(
+            schema=schema_path(database), catalog_version=CATALOG_VERSION
+        )
+    )
+
+
+def exists(cursor: duckdb.DuckDBPyConnection, database: str) -> bool:
+    """Tell whether the database has a catalog.
+
+    Raises:
+        NotIndexableError: it was written by a newer duckvec.
+    """
+    found = cursor.execute(
+        "SELECT count(*) FROM duckdb_tables() WHERE database_name = $database "
+        "AND schema_name = $schema AND table_name IN ('indexes', 'segments', 'epoch')",
+        {"database": database, "schema": SCHEMA},
+    ).fetchall()
+    if found[0][0] != 3:
+        return False
+    rows = cursor.execute(
+        f"SELECT max(catalog_version) FROM {schema_path(database)}.epoch"
+    ).fetchall()
+    version = rows[0][0] or CATALOG_VERSION
+    if version > CATALOG_VERSION:
+        raise NotIndexableError(
+            f'the indexes of database "{database}" have catalog version {version}; '
+            f"this duckvec knows {CATALOG_VERSION}: install a newer one"
+        )
+    return True
+
+
+def read_indexes(cursor: duckdb.DuckDBPyConnection, database: str) -> list[IndexRow]:
+    """Return all rows of `indexes`."""
+    return [
+        IndexRow(*_decode(IndexRow, row))
+        for row in _read(cursor, database, "indexes", IndexRow)
+    ]
+
+
+def read_segments(
+    cursor: duckdb.DuckDBPyConnection, database: str
+) -> list[SegmentRow]:
+    """Return all rows of `segments`."""
+    return [
+        SegmentRow(*_decode(SegmentRow, row))
+        for row in _read(cursor, database, "segments", SegmentRow)
+    ]
+
+
+def replace_index(
+    cursor: duckdb.DuckDBPyConnection,
+    database: str,
+    row: IndexRow,
+    segments: Sequence[SegmentRow],
+) -> None:
+    """Put `row` and its segments in the place of what the column had before."""
+    schema = schema_path(database)
+    place = {
+        "schema_name": row.schema_name.lower(),
+        "table_name": row.table_name.lower(),
+        "column_name": row.column_name.lower(),
+    }
+    same_column = (
+        "lower(schema_name) = $schema_name AND lower(table_name) = $table_name "
+        "AND lower(column_name) = $column_name"
+    )
+    cursor.execute(
+        f"DELETE FROM {schema}.segments WHERE index_id IN "
+        f"(SELECT index_id FROM {schema}.indexes WHERE {same_column})",
+        place,
+    )
+    cursor.execute(f"DELETE FROM {schema}.indexes WHERE {same_column}", place)
+    _insert(
+        cursor,
+        f"{schema}.indexes",
+        dict(zip(_names(IndexRow), _encode(row), strict=True)),
+    )
+    for segment in segments:
+        named = dict(zip(_names(SegmentRow), _encode(segment), strict=True))
+        _insert(cursor, f"{schema}.segments", named)
+
+
+def epoch_expression(database: str) -> str:
+    """Return the SQL of the epoch that a snapshot sees, as a scalar subquery."""
+    return f"(SELECT max(value) FROM {schema_path(database)}.epoch)"
+
+
+def advance_epoch(cursor: duckdb.DuckDBPyConnection, database: str) -> int:
+    """Write the tiny change that makes open transactions older than the last commit.
+
+    Returns:
+        The new epoch, which a snapshot sees once the cursor's transaction committed.
+    """
+    table = f"{schema_path(database)}.epoch"
+    cursor.execute(
+        f"INSERT INTO {table} SELECT max(value) + 1, max(catalog_version) FROM {table}"
+    )
+    epoch = cursor.execute(f"SELECT max(value) FROM {table}").fetchall()[0][0]
+    cursor.execute(f"DELETE FROM {table} WHERE value < $epoch", {"epoch": epoch})
+    return int(epoch)
+
+
+def _names(kind: type[Any]) -> list[str]:
+    return [field.name for field in fields(kind)]
+
+
+def _read(
+    cursor: duckdb.DuckDBPyConnection, database: str, table: str, kind: type[Any]
+) -> list[tuple[Any, ...]]:
+    columns = ", ".join(_names(kind))
+    sql = f"SELECT {columns} FROM {schema_path(database)}.{table} ORDER BY ALL"
+    return cursor.execute(sql).fetchall()
+
+
+def _insert(
+    cursor: duckdb.DuckDBPyConnection, table: str, values: Mapping[str, Any]
+) -> None:
+    columns = ", ".join(values)
+    marks = ", ".join(f"${name}" for name in values)
+    cursor.execute(f"INSERT INTO {table} ({columns}) VALUES ({marks})", values)
+
+
+def _encode(row: IndexRow | SegmentRow) -> list[Any]:
+    return [
+        json.dumps(dict(value)) if isinstance(value, Mapping) else value
+        for value in astuple(row)
+    ]
+
+
+def _decode(kind: type[Any], row: tuple[Any, ...]) -> list[Any]:
+    return [
+        json.loads(value) if name in ("params", "search_params") else value
+        for name, value in zip(_names(kind), row, strict=True)
+    ]

@@ -1,0 +1,181 @@
+"""Exact nearest neighbours that stay exact when DuckDB computes the distances again.
+
+faiss and DuckDB both round, each in its own order. Where the distances of the k-th
+neighbour and of later ones differ by less than that, any of them may be among DuckDB's
+k nearest: all are returned. Bounds are the usual ones of sums of n products, n·u each
+(Higham, Accuracy and Stability of Numerical Algorithms, chapter 3).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from duckvec.index_types._rows import row_hashes
+from duckvec.index_types.base import Hits
+from duckvec.metrics import Metric
+
+UNIT_ROUNDOFF = 2.0**-24
+SEQUENTIAL_QUERIES = 16
+"""faiss multiplies matrices, with a larger error, from 20 queries on."""
+
+
+@dataclass(frozen=True)
+class ExactSearch:
+    """An exhaustive search of one faiss index for one set of allowed rows.
+
+    Attributes:
+        index: an IndexFlat, or an IndexIVFFlat whose parameters probe every list.
+        metric: how distances are measured.
+        parameters: faiss's search parameters, with the selector; None without.
+        total: how many rows can be found.
+        largest_norm: the length of the longest row.
+        multiplies: whether many queries go through a product of matrices.
+        can_reconstruct: whether vectors can be read back by position.
+    """
+
+    index: Any
+    metric: Metric
+    parameters: Any
+    total: int
+    largest_norm: float
+    multiplies: bool
+    can_reconstruct: bool
+
+    def search(self, queries: NDArray[np.float32], k: int) -> Hits:
+        """Return every position that may be among the k nearest of each query."""
+        wanted = min(k, self.total)
+        found = self._found_in_batch(queries, wanted)
+        width = max((len(keys) for _, keys in found), default=0)
+        positions = np.full((len(queries), width), -1, dtype=np.int64)
+        keys = np.full((len(queries), width), np.inf)
+        for row, (ids, values) in enumerate(found):
+            positions[row, : len(ids)] = ids
+            keys[row, : len(ids)] = values
+        raw = -keys if self.metric.is_similarity else keys
+        distances = self.metric.distances(raw)
+        return Hits(positions, distances)
+
+    def _found_in_batch(
+        self, queries: NDArray[np.float32], wanted: int
+    ) -> list[tuple[NDArray[np.int64], NDArray[np.float64]]]:
+        width = min(self.total, wanted + wanted // 8 + 8)
+        empty = (np.empty(0, dtype=np.int64), np.empty(0))
+        found = [empty] * len(queries)
+        if wanted == 0:
+            return found
+        unsure = self._search_rows(
+            queries, np.arange(len(queries)), wanted, width, found
+        )
+        if self.multiplies and len(queries) > SEQUENTIAL_QUERIES:
+            chunks = np.split(
+                unsure, range(SEQUENTIAL_QUERIES, len(unsure), SEQUENTIAL_QUERIES)
+            )
+            again = [
+                self._search_rows(queries, chunk, wanted, width, found)
+                for chunk in chunks
+            ]
+            unsure = np.concatenate(again)
+        for row in unsure:
+            found[row] = self._found_for_one(queries[row : row + 1], wanted, width)
+        return found
+
+    def _search_rows(
+        self,
+        queries: NDArray[np.float32],
+        rows: NDArray[np.int64],
+        wanted: int,
+        width: int,
+        found: list[tuple[NDArray[np.int64], NDArray[np.float64]]],
+    ) -> NDArray[np.int64]:
+        """Search these queries; return the ones that need a wider search."""
+        if len(rows) == 0:
+            return rows
+        chosen = queries[rows]
+        keys, ids = self._nearest(chosen, width)
+        cuts = self._cuts(chosen, keys[:, wanted - 1])
+        complete = width >= self.total
+        unsure = []
+        for line, row in enumerate(rows):
+            inside = (keys[line] <= cuts[line]) & (ids[line] >= 0)
+            if not complete and inside[-1] and np.isfinite(cuts[line]):
+                unsure.append(row)
+            else:
+                found[row] = ids[line][inside], keys[line][inside]
+        return np.asarray(unsure, dtype=np.int64)
+
+    def _found_for_one(
+        self, query: NDArray[np.float32], wanted: int, width: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        most = 4 * wanted + 256
+        while width < min(most, self.total):
+            width = min(4 * width, most, self.total)
+            keys, ids = self._nearest(query, width)
+            cut = self._cuts(query, keys[:, wanted - 1])[0]
+            inside = (keys[0] <= cut) & (ids[0] >= 0)
+            if width == self.total or not inside[-1]:
+                return ids[0][inside], keys[0][inside]
+        keys, _ = self._nearest(query, width)
+        cut = self._cuts(query, keys[:, wanted - 1])[0]
+        return self._within(query, cut, wanted, most)
+
+    def _within(
+        self, query: NDArray[np.float32], cut: float, wanted: int, most: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Return all inside the cut, of equal vectors only as many as are wanted."""
+        edge = np.nextafter(np.float32(cut), np.float32(np.inf))
+        radius = float(-edge if self.metric.is_similarity else edge)
+        _, raw, ids = self.index.range_search(query, radius, params=self.parameters)
+        keys = np.asarray(-raw if self.metric.is_similarity else raw, dtype=np.float64)
+        order = np.argsort(keys, kind="stable")
+        ids, keys = ids[order], keys[order]
+        if len(ids) > most and self.can_reconstruct:
+            keep = _first_of_each(self._hashes(ids), wanted)
+            ids, keys = ids[keep], keys[keep]
+        if len(ids) > most:
+            keep = _first_of_each(keys.view(np.uint64), wanted)
+            ids, keys = ids[keep], keys[keep]
+        return ids, keys
+
+    def _hashes(self, ids: NDArray[np.int64]) -> NDArray[np.uint64]:
+        blocks = [
+            row_hashes(self.index.reconstruct_batch(ids[start : start + 8192]))
+            for start in range(0, len(ids), 8192)
+        ]
+        return np.concatenate(blocks)
+
+    def _nearest(
+        self, queries: NDArray[np.float32], width: int
+    ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        raw, ids = self.index.search(queries, width, params=self.parameters)
+        keys = np.asarray(-raw if self.metric.is_similarity else raw, dtype=np.float64)
+        keys[ids < 0] = np.inf
+        return keys, ids
+
+    def _cuts(
+        self, queries: NDArray[np.float32], last: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """Return the largest key that may belong to one of the k nearest."""
+        wide = queries.astype(np.float64)
+        norms = np.sqrt(np.einsum("ij,ij->i", wide, wide))
+        gamma = (queries.shape[1] + 8) * UNIT_ROUNDOFF
+        if self.metric.is_similarity:
+            return np.asarray(last + 8 * gamma * norms * self.largest_norm)
+        reach = norms + self.largest_norm
+        multiplied = self.multiplies and len(queries) > SEQUENTIAL_QUERIES
+        slack = gamma * reach**2 if multiplied else 0.0
+        distance = np.sqrt(np.maximum(last, 0) + slack) + 2 * UNIT_ROUNDOFF * reach
+        return np.asarray((distance * (1 + 4 * gamma)) ** 2 + slack)
+
+
+def _first_of_each(groups: NDArray[Any], wanted: int) -> NDArray[np.int64]:
+    """Return, in order, the places of the first few members of each group."""
+    order = np.argsort(groups, kind="stable")
+    ordered = groups[order]
+    starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
+    sizes = np.diff(np.r_[starts, len(ordered)])
+    rank = np.arange(len(ordered)) - np.repeat(starts, sizes)
+    return np.asarray(np.sort(order[rank < wanted]), dtype=np.int64)

@@ -1,0 +1,81 @@
+"""What the types built on faiss share: threads, selectors, files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from duckvec.errors import ArtifactError, MissingLibraryError
+
+
+def load_faiss(index_type: str) -> Any:
+    """Import faiss, which takes a third of a second the first time."""
+    try:
+        import faiss
+    except ImportError as error:
+        raise MissingLibraryError(index_type, None, "faiss-cpu") from error
+    return faiss
+
+
+@contextmanager
+def faiss_threads(faiss: Any, threads: int) -> Iterator[None]:
+    """Let faiss use this many threads for the calls made inside.
+
+    GNU OpenMP keeps the number for each calling thread; where a runtime keeps one for
+    the process, the calls of others get another number of threads, and the same answer.
+    """
+    before = faiss.omp_get_max_threads()
+    if before == threads:
+        yield
+        return
+    faiss.omp_set_num_threads(threads)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(before)
+
+
+def selector(faiss: Any, allowed: NDArray[np.bool_] | None) -> Any:
+    """Return a faiss selector of the allowed positions, None for all."""
+    if allowed is None:
+        return None
+    return faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))
+
+
+def write_index(faiss: Any, index: Any, path: Path) -> None:
+    """Write the index to one file."""
+    faiss.write_index(index, str(path))
+
+
+def map_index(faiss: Any, path: Path, rows: int, dimension: int) -> Any:
+    """Open a faiss file by memory map, or raise ArtifactError.
+
+    The flag that maps arrays inside the index came with faiss 1.11, and needs none of
+    the threads that faiss otherwise starts for each search of mapped inverted lists.
+    """
+    flag = getattr(faiss, "IO_FLAG_MMAP_IFC", faiss.IO_FLAG_MMAP)
+    try:
+        index = faiss.read_index(str(path), flag)
+    except (RuntimeError, MemoryError) as error:
+        raise ArtifactError(f"faiss cannot read {path.name}; rebuild it") from error
+    if index.d != dimension or index.ntotal > rows:
+        raise ArtifactError(
+            f"{path.name} holds {index.ntotal} vectors of length {index.d}, "
+            f"not {rows} of length {dimension}; rebuild it"
+        )
+    lists = getattr(index, "invlists", None)
+    if lists is not None:
+        lists = faiss.downcast_InvertedLists(lists)
+        if hasattr(lists, "prefetch_nthread"):
+            lists.prefetch_nthread = 0
+    return index
+
+
+def note(faiss: Any) -> str:
+    """Return what is kept in the catalog about the library: 'faiss 1.15.1'."""
+    return f"faiss {faiss.__version__}"

@@ -1,0 +1,67 @@
+"""Searching again, wider, where a library found fewer positions than it should."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from duckvec.index_types.base import Hits
+
+Nearest = Callable[
+    [NDArray[np.float32], int, int], tuple[NDArray[np.int64], NDArray[np.float32]]
+]
+"""Given queries, a width and an effort (1, 4, 16, …) that multiplies the search's
+own setting, return positions and distances of that width, -1 and inf for none."""
+
+
+def search_widening(
+    nearest: Nearest,
+    queries: NDArray[np.float32],
+    k: int,
+    rows: int,
+    allowed: NDArray[np.bool_] | None,
+    most_effort: int,
+) -> Hits:
+    """Return k positions for each query, or all that the most effort finds.
+
+    For libraries without a selector: what is not allowed is dropped from wider and
+    wider results.
+    """
+    can_be_found = rows if allowed is None else int(np.count_nonzero(allowed))
+    wanted = min(k, can_be_found)
+    positions = np.full((len(queries), wanted), -1, dtype=np.int64)
+    distances = np.full((len(queries), wanted), np.inf, dtype=np.float32)
+    if wanted == 0:
+        return Hits(positions, distances)
+    short = np.arange(len(queries))
+    width, effort = wanted, 1
+    if allowed is not None:
+        width = min(rows, wanted * -(-rows // can_be_found) + 8)
+    while True:
+        ids, values = nearest(queries[short], width, effort)
+        ids, values = _keep_allowed(ids, values, wanted, allowed)
+        positions[short], distances[short] = ids, values
+        short = short[ids[:, -1] < 0]
+        if len(short) == 0 or effort >= most_effort:
+            return Hits(positions, distances)
+        effort *= 4
+        if allowed is not None:
+            width = min(rows, width * 4)
+
+
+def _keep_allowed(
+    ids: NDArray[np.int64],
+    values: NDArray[np.float32],
+    wanted: int,
+    allowed: NDArray[np.bool_] | None,
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    good = ids >= 0
+    if allowed is not None:
+        good &= allowed[ids]
+    order = np.argsort(~good, axis=1, kind="stable")[:, :wanted]
+    good = np.take_along_axis(good, order, axis=1)
+    ids = np.where(good, np.take_along_axis(ids, order, axis=1), -1)
+    values = np.where(good, np.take_along_axis(values, order, axis=1), np.inf)
+    return ids, values.astype(np.float32)

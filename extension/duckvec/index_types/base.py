@@ -1,0 +1,230 @@
+"""The contract of an index type.
+
+A new index type is one file with one subclass of `IndexType` and one of
+`SegmentIndex`, and a line in `duckvec.index_types`; another package gives its type
+through the entry-point group `duckvec.index_types`.
+
+What a type sets: its name in capitals, its aliases, the library that it stands on and
+the extra that installs it (None: always there), and its parameters, each declared once
+by a `Parameter`, from which checks, help and docs are made. It imports its library
+inside the functions that need it. It knows nothing of DuckDB.
+
+What it is given: vectors and queries as C-contiguous float32 (n, d), never to be
+written to. With COSINE they arrive normalised (zero rows stay zeros), and the type
+takes their inner product. `params` are the effective ones: what `effective_params`
+made of the user's, for this many rows.
+
+What it returns: a `SegmentIndex` for the rows in their order: positions count from 0.
+A segment never changes, and several threads search it at once, each with settings of
+its own.
+
+What it stores: one file in the library's own format, whole and alone at the path that
+`save` is given. Nothing else may be needed to open it but the metric, the number of
+rows, the dimension and the effective parameters. A library that can map the file into
+memory does. When the format or the meaning of an effective parameter changes, the type
+must still open what it wrote before, or raise ArtifactError.
+
+What it promises of a search: `min(k, rows)` different positions for every query, the
+nearest it found; fewer, and -1 for the rest, only where it cannot find more. It may
+return more than k where the order of the last ones is a matter of rounding.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from duckvec.errors import BuildCancelledError
+from duckvec.metrics import Metric
+from duckvec.parameters import Parameter
+
+Progress = Callable[[float], None]
+Cancelled = Callable[[], bool]
+
+
+@dataclass(frozen=True)
+class Hits:
+    """What a search found in one segment.
+
+    Attributes:
+        positions: (nq, width) int64, -1 where fewer were found.
+        distances: (nq, width) float32 on the scale of DuckDB's function, but as the
+            library computes them: ascending, +inf where the position is -1.
+    """
+
+    positions: NDArray[np.int64]
+    distances: NDArray[np.float32]
+
+
+class SegmentIndex(ABC):
+    """One segment, built or opened; it does not change.
+
+    Attributes:
+        rows: how many vectors it holds.
+        dimension: their length.
+        library_note: what it was built or opened with: 'faiss 1.15.1'.
+    """
+
+    rows: int
+    dimension: int
+    library_note: str
+
+    @abstractmethod
+    def search(
+        self,
+        queries: NDArray[np.float32],
+        k: int,
+        params: Mapping[str, int],
+        *,
+        threads: int = 1,
+        allowed: NDArray[np.bool_] | None = None,
+    ) -> Hits:
+        """Return the nearest positions of each query, safe to call from any thread.
+
+        Args:
+            queries: (nq, d).
+            k: how many positions per query; may exceed the rows.
+            params: search parameters; those not given take the type's default.
+            threads: how many threads the library may use.
+            allowed: (rows,), True for the positions that may be returned.
+        """
+
+    @abstractmethod
+    def save(self, path: Path) -> None:
+        """Write the whole segment as one file."""
+
+    @abstractmethod
+    def memory_bytes(self) -> int:
+        """Return the bytes held in memory, without what is only mapped."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give back memory and mappings; no search may run or follow."""
+
+
+class IndexType(ABC):
+    """One algorithm: how to build, open and search segments.
+
+    Attributes:
+        name: its name, in capitals.
+        aliases: other names for it.
+        library: the package that it stands on.
+        extra: the extra that installs the package; None where it is always there.
+        parameters: what users may set.
+        compressed: whether its distances are approximate: hits are then fetched in
+            excess and rescored from the table.
+    """
+
+    name: ClassVar[str]
+    aliases: ClassVar[tuple[str, ...]] = ()
+    library: ClassVar[str]
+    extra: ClassVar[str | None] = None
+    parameters: ClassVar[tuple[Parameter, ...]] = ()
+    compressed: ClassVar[bool] = False
+
+    def library_version(self) -> str:
+        """Return the version of the installed library, '' without one."""
+        for package in (self.library, f"{self.library}-cpu", f"{self.library}-gpu"):
+            try:
+                return importlib.metadata.version(package)
+            except importlib.metadata.PackageNotFoundError:
+                continue
+        return ""
+
+    def effective_params(
+        self, params: Mapping[str, int], rows: int, dimension: int
+    ) -> dict[str, int]:
+        """Return the parameters that this many rows can be built with."""
+        del rows, dimension
+        return dict(params)
+
+    @abstractmethod
+    def build(
+        self,
+        vectors: NDArray[np.float32],
+        metric: Metric,
+        params: Mapping[str, int],
+        *,
+        threads: int,
+        progress: Progress | None = None,
+        cancelled: Cancelled | None = None,
+    ) -> SegmentIndex:
+        """Build a segment of at least one row.
+
+        Args:
+            vectors: (rows, d).
+            metric: how to compare them.
+            params: the effective build parameters.
+            threads: how many threads the library may use.
+            progress: called with a growing share of the work, 0 to 1.
+            cancelled: asked now and then; True ends the build with
+                BuildCancelledError.
+        """
+
+    @abstractmethod
+    def open(
+        self,
+        path: Path,
+        metric: Metric,
+        rows: int,
+        dimension: int,
+        params: Mapping[str, int],
+    ) -> SegmentIndex:
+        """Open what `save` wrote, by memory map where the library can."""
+
+    @abstractmethod
+    def search_grid(
+        self, params: Mapping[str, int], rows: int, k: int
+    ) -> list[dict[str, int]]:
+        """Return search settings worth trying, from the cheapest to the most thorough.
+
+        The params are the effective ones of a segment of this many rows.
+        """
+
+    @abstractmethod
+    def default_search_params(
+        self, params: Mapping[str, int], rows: int
+    ) -> dict[str, int]:
+        """Return settings for a segment for which none were measured."""
+
+    def clamp_search_params(
+        self, search: Mapping[str, int], params: Mapping[str, int], k: int
+    ) -> dict[str, int]:
+        """Return the settings as a segment with these effective params can use them."""
+        del params, k
+        return dict(search)
+
+    def exhaustive(self, search: Mapping[str, int], params: Mapping[str, int]) -> bool:
+        """Say whether these settings make a search look at every row.
+
+        A compressed type that does is still approximate: the caller scans instead.
+        """
+        del search, params
+        return False
+
+
+def stop_if_cancelled(cancelled: Cancelled | None) -> None:
+    """Raise BuildCancelledError where the caller wants the build to end."""
+    if cancelled is not None and cancelled():
+        raise BuildCancelledError("the build was cancelled")
+
+
+def report(progress: Progress | None, share: float) -> None:
+    """Tell the caller which share of the work is done, 0 to 1."""
+    if progress is not None:
+        progress(min(max(share, 0.0), 1.0))
+
+
+def geometric_steps(first: int, last: int, factor: float) -> list[int]:
+    """Return integers from first to last, both included, each factor times the last."""
+    steps = [min(first, last)]
+    while steps[-1] < last:
+        steps.append(min(last, max(steps[-1] + 1, round(steps[-1] * factor))))
+    return steps

@@ -1,0 +1,194 @@
+"""FLAT: a packed copy of the vectors, searched exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from duckvec.index_types._exact import ExactSearch
+from duckvec.index_types._faiss import (
+    faiss_threads,
+    load_faiss,
+    map_index,
+    note,
+    selector,
+    write_index,
+)
+from duckvec.index_types._rows import largest_norm
+from duckvec.index_types.base import (
+    Cancelled,
+    Hits,
+    IndexType,
+    Progress,
+    SegmentIndex,
+    report,
+    stop_if_cancelled,
+)
+from duckvec.metrics import ROWS_PER_BLOCK, Metric
+
+FARTHEST_COSINE = 2.0
+
+
+class FlatSegment(SegmentIndex):
+    """A faiss IndexFlat; many queries go through a blocked product of matrices."""
+
+    def __init__(self, faiss: Any, index: Any, metric: Metric, mapped: bool) -> None:
+        self._faiss = faiss
+        self._index = index
+        self._metric = metric
+        self._mapped = mapped
+        self.rows = int(index.ntotal)
+        self.dimension = int(index.d)
+        self.library_note = note(faiss)
+
+    def search(
+        self,
+        queries: NDArray[np.float32],
+        k: int,
+        params: Mapping[str, int],
+        *,
+        threads: int = 1,
+        allowed: NDArray[np.bool_] | None = None,
+    ) -> Hits:
+        """Return every position that may be among the k nearest of each query."""
+        zeros = self._zero_rows if self._metric.normalizes else None
+        if zeros is not None and len(zeros):
+            return self._search_beside_zeros(queries, k, threads, allowed, zeros)
+        return self._search(queries, k, threads, allowed)
+
+    def save(self, path: Path) -> None:
+        """Write faiss's file of an IndexFlat."""
+        write_index(self._faiss, self._index, path)
+
+    def memory_bytes(self) -> int:
+        """Return the size of the packed copy, 0 where it is mapped."""
+        return 0 if self._mapped else self.rows * self.dimension * 4
+
+    def close(self) -> None:
+        """Let go of the vectors."""
+        self._index = None
+
+    def _search(
+        self,
+        queries: NDArray[np.float32],
+        k: int,
+        threads: int,
+        allowed: NDArray[np.bool_] | None,
+    ) -> Hits:
+        chosen = selector(self._faiss, allowed)
+        exact = ExactSearch(
+            index=self._index,
+            metric=self._metric,
+            parameters=chosen and self._faiss.SearchParameters(sel=chosen),
+            total=self.rows if allowed is None else int(np.count_nonzero(allowed)),
+            largest_norm=1.0 if self._metric.normalizes else self._largest_norm,
+            multiplies=True,
+            can_reconstruct=True,
+        )
+        with faiss_threads(self._faiss, threads):
+            return exact.search(queries, k)
+
+    def _search_beside_zeros(
+        self,
+        queries: NDArray[np.float32],
+        k: int,
+        threads: int,
+        allowed: NDArray[np.bool_] | None,
+        zeros: NDArray[np.int64],
+    ) -> Hits:
+        """Search with COSINE where some rows are zeros: they come last, if at all.
+
+        DuckDB gives no angle to a zero vector, and sorts it behind all others.
+        """
+        others = np.ones(self.rows, dtype=np.bool_) if allowed is None else allowed
+        if allowed is not None:
+            zeros = zeros[allowed[zeros]]
+        others = others.copy()
+        others[zeros] = False
+        hits = self._search(queries, k, threads, others)
+        lacking = min(k - min(k, int(np.count_nonzero(others))), len(zeros))
+        if not lacking:
+            return hits
+        shape = (len(queries), lacking)
+        last = np.full(shape, FARTHEST_COSINE, dtype=np.float32)
+        return Hits(
+            np.hstack([hits.positions, np.broadcast_to(zeros[:lacking], shape)]),
+            np.hstack([hits.distances, last]),
+        )
+
+    @cached_property
+    def _largest_norm(self) -> float:
+        blocks = range(0, self.rows, ROWS_PER_BLOCK)
+        return max((largest_norm(self._block(start)) for start in blocks), default=0.0)
+
+    @cached_property
+    def _zero_rows(self) -> NDArray[np.int64]:
+        found = [
+            start + np.flatnonzero(~self._block(start).any(axis=1))
+            for start in range(0, self.rows, ROWS_PER_BLOCK)
+        ]
+        return np.concatenate(found) if found else np.empty(0, dtype=np.int64)
+
+    def _block(self, start: int) -> NDArray[np.float32]:
+        count = min(ROWS_PER_BLOCK, self.rows - start)
+        vectors: NDArray[np.float32] = self._index.reconstruct_n(start, count)
+        return vectors
+
+
+class Flat(IndexType):
+    """No approximation: every search looks at every row."""
+
+    name: ClassVar[str] = "FLAT"
+    library: ClassVar[str] = "faiss"
+
+    def build(
+        self,
+        vectors: NDArray[np.float32],
+        metric: Metric,
+        params: Mapping[str, int],
+        *,
+        threads: int,
+        progress: Progress | None = None,
+        cancelled: Cancelled | None = None,
+    ) -> FlatSegment:
+        """Copy the vectors."""
+        faiss = load_faiss(self.name)
+        stop_if_cancelled(cancelled)
+        index = faiss.IndexFlat(vectors.shape[1], getattr(faiss, metric.faiss))
+        index.add(vectors)
+        report(progress, 1.0)
+        return FlatSegment(faiss, index, metric, mapped=False)
+
+    def open(
+        self,
+        path: Path,
+        metric: Metric,
+        rows: int,
+        dimension: int,
+        params: Mapping[str, int],
+    ) -> FlatSegment:
+        """Map the packed copy."""
+        faiss = load_faiss(self.name)
+        index = map_index(faiss, path, rows, dimension)
+        return FlatSegment(faiss, index, metric, mapped=True)
+
+    def search_grid(
+        self, params: Mapping[str, int], rows: int, k: int
+    ) -> list[dict[str, int]]:
+        """Return the one way to search."""
+        return [{}]
+
+    def default_search_params(
+        self, params: Mapping[str, int], rows: int
+    ) -> dict[str, int]:
+        """Return no settings: there are none."""
+        return {}
+
+    def exhaustive(self, search: Mapping[str, int], params: Mapping[str, int]) -> bool:
+        """Say that every search looks at every row."""
+        return True

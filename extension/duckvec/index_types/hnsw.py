@@ -1,0 +1,248 @@
+"""HNSW: a graph of layers, by hnswlib."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from duckvec.errors import ArtifactError, MissingLibraryError
+from duckvec.index_types._setting import SharedSetting
+from duckvec.index_types._widening import search_widening
+from duckvec.index_types.base import (
+    Cancelled,
+    Hits,
+    IndexType,
+    Progress,
+    SegmentIndex,
+    geometric_steps,
+    report,
+    stop_if_cancelled,
+)
+from duckvec.metrics import Metric
+from duckvec.parameters import Parameter
+
+SEED = 100
+ROWS_PER_ADD = 8192
+DEFAULT_EF = 128
+SMALLEST_EF = 16
+LARGEST_EF = 4096
+LARGEST_WIDENED_EF = 32_768
+
+M = Parameter(
+    name="M",
+    phase="build",
+    minimum=5,
+    maximum=48,
+    allowed=None,
+    mandatory=True,
+    default=None,
+    description=(
+        "How many neighbours a row is linked to; more give better recall, more memory "
+        "and a slower build. Typically 12 to 32, more for longer vectors."
+    ),
+)
+EF_CONSTRUCTION = Parameter(
+    name="efConstruction",
+    phase="build",
+    minimum=100,
+    maximum=500,
+    allowed=None,
+    mandatory=True,
+    default=None,
+    description=(
+        "How many candidates the build weighs for each row; more give better recall "
+        "and a slower build. Typically 200 to 500."
+    ),
+)
+EF = Parameter(
+    name="ef",
+    phase="search",
+    minimum=1,
+    maximum="max(k, 4096)",
+    allowed=None,
+    mandatory=False,
+    default="measured at the build",
+    description=(
+        "How many candidates a search keeps, at least k; more find more of the nearest "
+        "and take longer. Typically 2 to 20 times k."
+    ),
+    lower=lambda k, build_params: k,
+    upper=lambda k, build_params: max(k, LARGEST_EF),
+)
+
+
+class HnswSegment(SegmentIndex):
+    """An hnswlib.Index; hnswlib reads it into memory."""
+
+    def __init__(self, index: Any, metric: Metric, dimension: int, note: str) -> None:
+        self._index = index
+        self._metric = metric
+        self._ef = SharedSetting(index.set_ef)
+        self.rows = int(index.get_current_count())
+        self.dimension = dimension
+        self.library_note = note
+
+    def search(
+        self,
+        queries: NDArray[np.float32],
+        k: int,
+        params: Mapping[str, int],
+        *,
+        threads: int = 1,
+        allowed: NDArray[np.bool_] | None = None,
+    ) -> Hits:
+        """Search the graph with ef, and with more where it finds too few."""
+        ef = max(params.get("ef", DEFAULT_EF), 1)
+
+        def nearest(
+            some: NDArray[np.float32], width: int, effort: int
+        ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+            return self._nearest(some, width, ef * effort, threads)
+
+        most = min(self.rows, LARGEST_WIDENED_EF)
+        return search_widening(
+            nearest, queries, k, self.rows, allowed, max(1, -(-most // ef))
+        )
+
+    def save(self, path: Path) -> None:
+        """Write hnswlib's file."""
+        self._index.save_index(str(path))
+
+    def memory_bytes(self) -> int:
+        """Return the size of vectors and links."""
+        return int(self._index.index_file_size())
+
+    def close(self) -> None:
+        """Let go of the graph."""
+        self._index = None
+
+    def _nearest(
+        self, queries: NDArray[np.float32], width: int, ef: int, threads: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        found = self._query(queries, width, max(ef, width), threads)
+        if found is not None:
+            return found
+        ids = np.full((len(queries), width), -1, dtype=np.int64)
+        distances = np.full((len(queries), width), np.inf, dtype=np.float32)
+        for row in range(len(queries)):
+            fewer, part = width, None
+            while part is None and fewer:
+                part = self._query(
+                    queries[row : row + 1], fewer, max(ef, width), threads
+                )
+                fewer = fewer if part is not None else fewer // 2
+            if part is not None:
+                ids[row, :fewer], distances[row, :fewer] = part[0][0], part[1][0]
+        return ids, distances
+
+    def _query(
+        self, queries: NDArray[np.float32], width: int, ef: int, threads: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]] | None:
+        """Return the nearest, None where a query finds fewer than the width."""
+        with self._ef.hold(ef):
+            try:
+                labels, raw = self._index.knn_query(
+                    queries, k=width, num_threads=threads
+                )
+            except RuntimeError as error:
+                if "contiguous 2D array" in str(error):
+                    return None
+                raise
+        if self._metric.is_similarity:
+            raw = 1 - raw  # hnswlib's inner product space gives 1 - product
+        return labels.astype(np.int64), self._metric.distances(raw)
+
+
+class Hnsw(IndexType):
+    """Fast searches of high recall, for more memory and a slow build."""
+
+    name: ClassVar[str] = "HNSW"
+    library: ClassVar[str] = "hnswlib"
+    extra: ClassVar[str | None] = "hnsw"
+    parameters: ClassVar[tuple[Parameter, ...]] = (M, EF_CONSTRUCTION, EF)
+
+    def build(
+        self,
+        vectors: NDArray[np.float32],
+        metric: Metric,
+        params: Mapping[str, int],
+        *,
+        threads: int,
+        progress: Progress | None = None,
+        cancelled: Cancelled | None = None,
+    ) -> HnswSegment:
+        """Add the rows one after another; with one thread, always the same graph."""
+        rows, dimension = vectors.shape
+        index = self._new_index(metric, dimension)
+        index.init_index(
+            max_elements=rows,
+            M=params["M"],
+            ef_construction=params["efConstruction"],
+            random_seed=SEED,
+        )
+        for start in range(0, rows, ROWS_PER_ADD):
+            stop_if_cancelled(cancelled)
+            report(progress, start / rows)
+            stop = min(rows, start + ROWS_PER_ADD)
+            index.add_items(
+                vectors[start:stop], np.arange(start, stop), num_threads=threads
+            )
+        report(progress, 1.0)
+        return HnswSegment(index, metric, dimension, self._note())
+
+    def open(
+        self,
+        path: Path,
+        metric: Metric,
+        rows: int,
+        dimension: int,
+        params: Mapping[str, int],
+    ) -> HnswSegment:
+        """Read the graph into memory."""
+        index = self._new_index(metric, dimension)
+        try:
+            index.load_index(str(path), max_elements=rows)
+        except (RuntimeError, MemoryError) as error:
+            raise ArtifactError(
+                f"hnswlib cannot read {path.name}; rebuild it"
+            ) from error
+        if index.get_current_count() != rows:
+            raise ArtifactError(
+                f"{path.name} holds {index.get_current_count()} vectors, not {rows}; "
+                "rebuild it"
+            )
+        return HnswSegment(index, metric, dimension, self._note())
+
+    def search_grid(
+        self, params: Mapping[str, int], rows: int, k: int
+    ) -> list[dict[str, int]]:
+        """Return ef from 16, or k, up to 4096 or the rows."""
+        first = max(k, SMALLEST_EF)
+        last = max(first, min(LARGEST_EF, rows))
+        return [{"ef": ef} for ef in geometric_steps(first, last, 1.5)]
+
+    def default_search_params(
+        self, params: Mapping[str, int], rows: int
+    ) -> dict[str, int]:
+        """Return an ef that is enough for most data and a small k."""
+        return {"ef": DEFAULT_EF}
+
+    def clamp_search_params(
+        self, search: Mapping[str, int], params: Mapping[str, int], k: int
+    ) -> dict[str, int]:
+        """Raise ef to k."""
+        return {**search, "ef": max(search["ef"], k)} if "ef" in search else {}
+
+    def _new_index(self, metric: Metric, dimension: int) -> Any:
+        try:
+            import hnswlib
+        except ImportError as error:
+            raise MissingLibraryError(self.name, self.extra, self.library) from error
+        return hnswlib.Index(space=metric.hnswlib, dim=dimension)
+
+    def _note(self) -> str:
+        return f"{self.library} {self.library_version()}"

@@ -1,0 +1,24 @@
+"""IVF_FLAT: inverted lists of the vectors themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from duckvec.index_types._ivf import NLIST, NPROBE, IvfType
+from duckvec.parameters import Parameter
+
+
+class IvfFlat(IvfType):
+    """Every row is stored whole: distances are exact, and so is nprobe = nlist."""
+
+    name: ClassVar[str] = "IVF_FLAT"
+    aliases: ClassVar[tuple[str, ...]] = ("IVFLAT",)
+    parameters: ClassVar[tuple[Parameter, ...]] = (NLIST, NPROBE)
+
+    def new_index(
+        self, faiss: Any, dimension: int, metric: int, params: Mapping[str, int]
+    ) -> Any:
+        """Return an untrained IndexIVFFlat."""
+        quantizer = faiss.IndexFlat(dimension, metric)
+        return faiss.IndexIVFFlat(quantizer, dimension, params["nlist"], metric)

@@ -1,0 +1,62 @@
+"""IVF_PQ: inverted lists of product-quantised vectors, m bytes each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from duckvec.index_types._ivf import NLIST, NPROBE, IvfType
+from duckvec.parameters import Parameter
+
+MOST_BITS = 8
+M = Parameter(
+    name="m",
+    phase="build",
+    minimum=1,
+    maximum=96,
+    allowed=(96, 64, 56, 48, 40, 32, 28, 24, 20, 16, 12, 8, 4, 3, 2, 1),
+    mandatory=True,
+    default=None,
+    description=(
+        "How many bytes a vector is stored in; more give better distances and take "
+        "more memory and time. It divides the dimension; typically a quarter to an "
+        "eighth of it."
+    ),
+    divides_dimension=True,
+)
+
+
+class IvfPq(IvfType):
+    """A small fraction of the memory of IVF_FLAT; distances are rough.
+
+    The residuals to the centroids are quantised. Segments of fewer than 256 rows
+    cannot train 8 bits: they take as many as their rows allow, recorded as "nbits".
+    """
+
+    name: ClassVar[str] = "IVF_PQ"
+    aliases: ClassVar[tuple[str, ...]] = ("IVFPQ",)
+    parameters: ClassVar[tuple[Parameter, ...]] = (NLIST, M, NPROBE)
+    compressed: ClassVar[bool] = True
+
+    def effective_params(
+        self, params: Mapping[str, int], rows: int, dimension: int
+    ) -> dict[str, int]:
+        """Lower nlist, and the bits of a code, to what the rows can train."""
+        clamped = super().effective_params(params, rows, dimension)
+        bits = min(MOST_BITS, max(1, rows.bit_length() - 1))
+        return {**clamped, "nbits": bits}
+
+    def new_index(
+        self, faiss: Any, dimension: int, metric: int, params: Mapping[str, int]
+    ) -> Any:
+        """Return an untrained IndexIVFPQ."""
+        index = faiss.IndexIVFPQ(
+            faiss.IndexFlat(dimension, metric),
+            dimension,
+            params["nlist"],
+            params["m"],
+            params["nbits"],
+            metric,
+        )
+        index.pq.cp.min_points_per_centroid = 1  # else faiss warns on stderr
+        return index

@@ -1,0 +1,30 @@
+"""IVF_SQ8: inverted lists of vectors of one byte per component."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from duckvec.index_types._ivf import NLIST, NPROBE, IvfType
+from duckvec.parameters import Parameter
+
+
+class IvfSq8(IvfType):
+    """A quarter of the memory of IVF_FLAT; distances are approximate."""
+
+    name: ClassVar[str] = "IVF_SQ8"
+    aliases: ClassVar[tuple[str, ...]] = ("IVFSQ8", "SQ8")
+    parameters: ClassVar[tuple[Parameter, ...]] = (NLIST, NPROBE)
+    compressed: ClassVar[bool] = True
+
+    def new_index(
+        self, faiss: Any, dimension: int, metric: int, params: Mapping[str, int]
+    ) -> Any:
+        """Return an untrained IndexIVFScalarQuantizer of 8 bits."""
+        return faiss.IndexIVFScalarQuantizer(
+            faiss.IndexFlat(dimension, metric),
+            dimension,
+            params["nlist"],
+            faiss.ScalarQuantizer.QT_8bit,
+            metric,
+        )

@@ -1,0 +1,263 @@
+"""NSG: a navigating spreading-out graph, by faiss."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from duckvec.errors import ArtifactError
+from duckvec.index_types._faiss import (
+    faiss_threads,
+    load_faiss,
+    map_index,
+    note,
+    write_index,
+)
+from duckvec.index_types._nsg_build import build_graph
+from duckvec.index_types._rows import Copies, distinct_rows
+from duckvec.index_types._setting import SharedSetting
+from duckvec.index_types._widening import search_widening
+from duckvec.index_types.base import (
+    Cancelled,
+    Hits,
+    IndexType,
+    Progress,
+    SegmentIndex,
+    geometric_steps,
+    report,
+    stop_if_cancelled,
+)
+from duckvec.metrics import Metric
+from duckvec.parameters import Parameter
+
+SMALLEST_SEARCH_LENGTH = 10
+LARGEST_SEARCH_LENGTH = 300
+LARGEST_WIDENED_LENGTH = 32_768
+SMALLEST_GRAPH = 128  # faiss fails to link fewer rows; they are stored without a graph
+MAPPED_FILE_ROW = np.dtype("<i4")
+
+
+def _build_parameter(name: str, minimum: int, maximum: int, text: str) -> Parameter:
+    return Parameter(name, "build", minimum, maximum, None, True, None, text)
+
+
+PARAMETERS = (
+    _build_parameter(
+        "search_length",
+        SMALLEST_SEARCH_LENGTH,
+        LARGEST_SEARCH_LENGTH,
+        "How many candidates the build keeps while it looks for neighbours; more give "
+        "a better graph and a slower build. Typically 40 to 80, and smaller than "
+        "candidate_pool_size.",
+    ),
+    _build_parameter(
+        "out_degree",
+        5,
+        300,
+        "To how many others a row is linked at most; more give better recall, more "
+        "memory and slower searches. Typically 30 to 70.",
+    ),
+    _build_parameter(
+        "candidate_pool_size",
+        50,
+        1000,
+        "How many candidates the links of a row are chosen from; more give a better "
+        "graph and a slower build. Typically 200 to 500.",
+    ),
+    _build_parameter(
+        "knng",
+        5,
+        300,
+        "How many nearest neighbours of each row the build starts from; more give a "
+        "better graph, more memory and a slower build. out_degree + 20, and never "
+        "below out_degree.",
+    ),
+    Parameter(
+        name="search_length",
+        phase="search",
+        minimum=SMALLEST_SEARCH_LENGTH,
+        maximum=LARGEST_SEARCH_LENGTH,
+        allowed=None,
+        mandatory=False,
+        default="measured at the build",
+        description=(
+            "How many candidates a search keeps; more find more of the nearest and "
+            "take longer. Typically 2 to 10 times k."
+        ),
+    ),
+)
+
+
+class NsgSegment(SegmentIndex):
+    """A faiss IndexNSGFlat over the distinct rows, and which positions hold each.
+
+    Equal rows would fill each other's links, and faiss's build of such a graph does
+    not end. A segment of few distinct rows is an IndexFlat.
+    """
+
+    def __init__(
+        self,
+        faiss: Any,
+        index: Any,
+        metric: Metric,
+        numbers: NDArray[np.int32] | None,
+        rows: int,
+        mapped: bool,
+    ) -> None:
+        self._faiss = faiss
+        self._index = index
+        self._metric = metric
+        self._numbers = numbers
+        self._copies = None if numbers is None else Copies.of(numbers)
+        self._mapped = mapped
+        self._is_graph = hasattr(index, "nsg")
+        self._length = SharedSetting(self._set_length)
+        self._distinct = int(index.ntotal)
+        self.rows = rows
+        self.dimension = int(index.d)
+        self.library_note = note(faiss)
+
+    def search(
+        self,
+        queries: NDArray[np.float32],
+        k: int,
+        params: Mapping[str, int],
+        *,
+        threads: int = 1,
+        allowed: NDArray[np.bool_] | None = None,
+    ) -> Hits:
+        """Search the graph, and with a greater length where it finds too few."""
+        length = params.get("search_length", SMALLEST_SEARCH_LENGTH)
+
+        def nearest(
+            some: NDArray[np.float32], width: int, effort: int
+        ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+            return self._nearest(some, width, length * effort)
+
+        most = min(self.rows, LARGEST_WIDENED_LENGTH)
+        with faiss_threads(self._faiss, threads):
+            return search_widening(
+                nearest, queries, k, self.rows, allowed, max(1, -(-most // length))
+            )
+
+    def save(self, path: Path) -> None:
+        """Write faiss's file; behind it, where rows repeat, the number of each row."""
+        write_index(self._faiss, self._index, path)
+        if self._numbers is not None:
+            with path.open("ab") as file:
+                file.write(self._numbers.astype(MAPPED_FILE_ROW).tobytes())
+
+    def memory_bytes(self) -> int:
+        """Return the size of links and vectors, the latter only where not mapped."""
+        links = self._distinct * int(self._index.nsg.R) * 4 if self._is_graph else 0
+        copies = 0 if self._copies is None else self.rows * 12
+        vectors = 0 if self._mapped else self._distinct * self.dimension * 4
+        return links + copies + vectors
+
+    def close(self) -> None:
+        """Let go of graph and vectors."""
+        self._index = None
+
+    def _set_length(self, length: int) -> None:
+        self._index.nsg.search_L = length
+
+    def _nearest(
+        self, queries: NDArray[np.float32], width: int, length: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        # faiss never ends looking for more candidates than there are rows
+        narrow = min(width, self._distinct)
+        if self._is_graph:
+            length = min(max(length, narrow), self._distinct)
+            with self._length.hold(length):
+                raw, ids = self._index.search(queries, narrow)
+        else:
+            raw, ids = self._index.search(queries, narrow)
+        distances = self._metric.distances(raw)
+        if self._copies is not None:
+            return self._copies.expand(ids, distances, width)
+        distances[ids < 0] = np.inf
+        return ids, distances
+
+
+class Nsg(IndexType):
+    """A graph with fewer links than HNSW's, all in one layer, from one start."""
+
+    name: ClassVar[str] = "NSG"
+    aliases: ClassVar[tuple[str, ...]] = ("RNSG",)
+    library: ClassVar[str] = "faiss"
+    parameters: ClassVar[tuple[Parameter, ...]] = PARAMETERS
+
+    def effective_params(
+        self, params: Mapping[str, int], rows: int, dimension: int
+    ) -> dict[str, int]:
+        """Lower what counts other rows to the rows there are."""
+        most = max(1, rows - 1)
+        return {name: min(value, most) for name, value in params.items()}
+
+    def build(
+        self,
+        vectors: NDArray[np.float32],
+        metric: Metric,
+        params: Mapping[str, int],
+        *,
+        threads: int,
+        progress: Progress | None = None,
+        cancelled: Cancelled | None = None,
+    ) -> NsgSegment:
+        """Link the distinct rows."""
+        faiss = load_faiss(self.name)
+        stop_if_cancelled(cancelled)
+        rows, dimension = vectors.shape
+        numbers: NDArray[np.int32] | None = distinct_rows(vectors)
+        distinct = vectors
+        if numbers is not None and int(numbers.max()) + 1 == rows:
+            numbers = None
+        if numbers is not None:
+            distinct = vectors[Copies.of(numbers).first()]
+        kind = getattr(faiss, metric.faiss)
+        with faiss_threads(faiss, threads):
+            if len(distinct) < SMALLEST_GRAPH:
+                index = faiss.IndexFlat(dimension, kind)
+                index.add(distinct)
+            else:
+                index = build_graph(faiss, distinct, kind, params, progress, cancelled)
+        report(progress, 1.0)
+        return NsgSegment(faiss, index, metric, numbers, rows, mapped=False)
+
+    def open(
+        self,
+        path: Path,
+        metric: Metric,
+        rows: int,
+        dimension: int,
+        params: Mapping[str, int],
+    ) -> NsgSegment:
+        """Map the vectors and read the links."""
+        faiss = load_faiss(self.name)
+        index = map_index(faiss, path, rows, dimension)
+        numbers = None
+        if index.ntotal < rows:
+            with path.open("rb") as file:
+                file.seek(-rows * MAPPED_FILE_ROW.itemsize, 2)
+                numbers = np.frombuffer(file.read(), MAPPED_FILE_ROW).astype(np.int32)
+            if int(numbers.min()) < 0 or int(numbers.max()) + 1 != index.ntotal:
+                raise ArtifactError(f"{path.name} is cut or altered; rebuild it")
+        return NsgSegment(faiss, index, metric, numbers, rows, mapped=True)
+
+    def search_grid(
+        self, params: Mapping[str, int], rows: int, k: int
+    ) -> list[dict[str, int]]:
+        """Return search_length from 10 to 300, in steps of a half more."""
+        steps = geometric_steps(SMALLEST_SEARCH_LENGTH, LARGEST_SEARCH_LENGTH, 1.5)
+        return [{"search_length": length} for length in steps]
+
+    def default_search_params(
+        self, params: Mapping[str, int], rows: int
+    ) -> dict[str, int]:
+        """Return twice the build's search_length, within the bounds."""
+        length = max(2 * params["search_length"], SMALLEST_SEARCH_LENGTH)
+        return {"search_length": min(length, LARGEST_SEARCH_LENGTH)}

@@ -1,0 +1,292 @@
+"""The Python handle: what `duckvec.load` returns."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+
+from duckvec import background
+from duckvec.errors import ClosedError, QueryError
+from duckvec.install import install, uninstall
+from duckvec.instance import Instance, Session
+from duckvec.sql_text import parse_collection, quote_identifier, quote_path
+from duckvec.tables import Caller, read_only, require_table, vector_columns
+
+
+class VectorIndexes:
+    """The vector indexes of one DuckDB instance, seen from one connection.
+
+    A context manager; closing it unloads duckvec from the connection and leaves the
+    connection open. Use it where the connection may be used: DuckDB connections are
+    not for several threads at once; give each thread a cursor and load it.
+    """
+
+    def __init__(
+        self,
+        connection: duckdb.DuckDBPyConnection,
+        instance: Instance,
+        session: Session,
+    ) -> None:
+        self._connection: duckdb.DuckDBPyConnection | None = connection
+        self._instance = instance
+        self._session = session
+
+    def create(
+        self,
+        collection: str,
+        index_type: str,
+        params: Mapping[str, int] | str | None = None,
+        *,
+        column_name: str | None = None,
+        metric: str = "L2",
+        index_file_size: int = 1024,
+    ) -> dict[str, Any]:
+        """Build an index, and return its row; writes to the database.
+
+        Args:
+            collection: a table, named as in SQL.
+            index_type: FLAT, IVF_FLAT, IVF_SQ8, IVF_SQ8H, IVF_PQ, NSG, HNSW or ANNOY.
+            params: the type's build parameters, all mandatory: a mapping, or JSON.
+            column_name: the vector column, where the table has several.
+            metric: L2, IP or COSINE.
+            index_file_size: megabytes of vectors in one segment, 1 to 4096.
+
+        Raises:
+            duckdb.InvalidInputException: the request is wrong; nothing was changed.
+        """
+        return self._row(
+            "FROM create_vector_index($collection, $index_type, params := $params, "
+            "column_name := $column_name, metric := $metric, "
+            "index_file_size := $index_file_size)",
+            {
+                "collection": collection,
+                "index_type": index_type,
+                "params": _as_text(params),
+                "column_name": column_name,
+                "metric": metric,
+                "index_file_size": index_file_size,
+            },
+        )
+
+    def drop(self, collection: str, *, column_name: str | None = None) -> dict[str, Any]:
+        """Drop an index, back to exact scans; writes to the database."""
+        return self._row(
+            "FROM drop_vector_index($collection, column_name := $column_name)",
+            {"collection": collection, "column_name": column_name},
+        )
+
+    def search(
+        self,
+        collection: str,
+        query: Any,
+        k: int = 10,
+        *,
+        params: Mapping[str, Any] | str | None = None,
+        filter: str | None = None,
+        column_name: str | None = None,
+        metric: str | None = None,
+    ) -> duckdb.DuckDBPyRelation:
+        """Return the nearest rows as a relation, which is run when it is read.
+
+        Args:
+            collection: a table, named as in SQL.
+            query: one vector (d,); or many: a 2-D array (nq, d), an Arrow column of
+                lists, or the name of a table with one vector column.
+            k: rows wanted for each query, 1 to 16384.
+            params: search parameters of the index type.
+            filter: one SQL expression over the table's columns, as after WHERE.
+            column_name: the vector column, where the table has several.
+            metric: L2, IP or COSINE; by default that of the index.
+
+        Returns:
+            The table's columns and `distance`. For many queries in an array or a
+            column: `query_index` (0-based) first; for a table: its columns first.
+        """
+        options = {
+            "collection": collection,
+            "k": k,
+            "params": _as_text(params),
+            "filter": filter,
+            "column_name": column_name,
+            "metric": metric,
+        }
+        call = (
+            "vector_search($collection, {query}, $k, params := $params, "
+            "filter := $filter, column_name := $column_name, metric := $metric)"
+        )
+        connection = self._open()
+        if isinstance(query, str):
+            path, vector = self._query_table(query)
+            source = call.format(query=f"__queries.{quote_identifier(vector)}")
+            sql = f"SELECT * FROM {path} AS __queries, {source} AS __hits"
+            return connection.sql(sql, params=options)
+        vectors = _as_batch(query)
+        if vectors is None:
+            one = np.asarray(query, dtype=np.float64).tolist()
+            sql = f"FROM {call.format(query='$query')}"
+            return connection.sql(sql, params={**options, "query": one})
+        duckvec_queries = pa.table(
+            {"query_index": np.arange(len(vectors)), "query_vector": vectors}
+        )
+        source = call.format(query="__queries.query_vector")
+        relation = connection.sql(
+            f"SELECT __queries.query_index, __hits.* FROM duckvec_queries AS __queries, "
+            f"{source} AS __hits",
+            params=options,
+        )
+        del duckvec_queries
+        return relation
+
+    def indexes(self) -> duckdb.DuckDBPyRelation:
+        """Return vector_indexes() as a relation."""
+        return self._open().sql("FROM vector_indexes()")
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Wait until nothing is left to do in the background; new rows are indexed.
+
+        Fewer than 4096 new rows stay in the tail, which is scanned exactly.
+
+        Args:
+            timeout: seconds; None waits as long as it takes.
+
+        Raises:
+            TimeoutError: there is still work; it goes on.
+        """
+        until = None if timeout is None else time.monotonic() + timeout
+        self._open()
+        tasks = [*self._instance.keeper.pending()]
+        tasks.append(background.seal_tails(self._instance))
+        for task in tasks:
+            left = None if until is None else max(0.0, until - time.monotonic())
+            task.wait(left)
+
+    def close(self) -> None:
+        """Take the functions away from the connection, which stays open."""
+        if self._connection is not None:
+            try:
+                uninstall(self._connection)
+            except duckdb.ConnectionException:
+                self._instance.remove_session(self._session)
+            self._connection = None
+
+    def __enter__(self) -> VectorIndexes:
+        """Return the handle itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close the handle."""
+        self.close()
+
+    def _open(self) -> duckdb.DuckDBPyConnection:
+        if self._connection is None:
+            raise ClosedError("this handle is closed; load the connection again")
+        return self._connection
+
+    def _row(self, sql: str, values: dict[str, Any]) -> dict[str, Any]:
+        result = self._open().execute(sql, values)
+        names = [column[0] for column in result.description or ()]
+        return dict(zip(names, result.fetchall()[0], strict=True))
+
+    def _query_table(self, name: str) -> tuple[str, str]:
+        """Return the quoted path of a table of queries, and its vector column."""
+        row = self._open().execute(
+            "SELECT current_database(), current_schema(), current_setting('search_path')"
+        ).fetchall()[0]
+        with read_only(self._session.cursor()) as cursor:
+            table = require_table(cursor, name, Caller(self._session.number, *row))
+        columns = vector_columns(table)
+        if len(columns) != 1:
+            raise QueryError(
+                f"table {table.label} has {len(columns)} vector columns; a table of "
+                "queries has exactly one"
+            )
+        return quote_path(parse_collection(table.path)), columns[0].name
+
+
+def load(
+    con: duckdb.DuckDBPyConnection,
+    *,
+    directory: str | None = None,
+) -> VectorIndexes:
+    """Load duckvec into a DuckDB connection or cursor, and return a handle.
+
+    Installs the SQL functions `create_vector_index`, `drop_vector_index`,
+    `vector_search`, `vector_indexes`, `vector_index_segments` and
+    `vector_index_types` as temporary macros of this connection. Idempotent and cheap;
+    leaves nothing in the database. Each connection and each cursor that wants the
+    functions is loaded; all loads of one instance share one state.
+
+    Args:
+        con: a connection to a file, in memory, or read-only; or a cursor.
+        directory: where artifacts go; by default `<database file>.duckvec`. Counts
+            for the first load of an instance.
+
+    Raises:
+        ClosedError: the connection is closed.
+    """
+    instance, session = install(con, directory)
+    background.prepare_session(instance, session)
+    return VectorIndexes(con, instance, session)
+
+
+def unload(con: duckdb.DuckDBPyConnection) -> None:
+    """Take duckvec's functions away from a connection; no error where there are none."""
+    uninstall(con)
+
+
+def connect(
+    database: str = ":memory:", *, directory: str | None = None, **options: Any
+) -> duckdb.DuckDBPyConnection:
+    """Return `duckdb.connect(database, **options)` with duckvec loaded.
+
+    Args:
+        database: path of the database file, or ":memory:".
+        directory: where artifacts go; see `load`.
+        options: further arguments of `duckdb.connect`, such as read_only=True.
+    """
+    con = duckdb.connect(database, **options)
+    try:
+        load(con, directory=directory)
+    except BaseException:
+        con.close()
+        raise
+    return con
+
+
+def _as_text(params: Mapping[str, Any] | str | None) -> str | None:
+    if params is None or isinstance(params, str):
+        return params
+    return json.dumps(dict(params))
+
+
+def _as_batch(query: Any) -> pa.Array | None:
+    """Return an Arrow column for many queries, None for a single vector."""
+    if isinstance(query, (pa.Array, pa.ChunkedArray)):
+        if pa.types.is_floating(query.type) or pa.types.is_integer(query.type):
+            return None
+        return query
+    if isinstance(query, Sequence) and query and not isinstance(
+        query[0], (Sequence, np.ndarray)
+    ):
+        return None
+    array = np.asarray(query)
+    if array.ndim == 1:
+        return None
+    if array.ndim != 2:
+        raise QueryError(
+            f"the query has {array.ndim} array dimensions; give one vector (1) or many (2)"
+        )
+    flat = np.ascontiguousarray(array, dtype=np.float32).ravel()
+    return pa.FixedSizeListArray.from_arrays(pa.array(flat), array.shape[1])

@@ -1,0 +1,193 @@
+"""What vector_indexes(), vector_index_segments() and vector_index_types() show."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import duckdb
+
+from duckvec import background
+from duckvec.index_types import INDEX_TYPES
+from duckvec.instance import DatabaseState, IndexState, Instance, Session
+from duckvec.metrics import METRICS
+from duckvec.tables import Caller, Table, find_column, find_table, read_only
+from duckvec.sql_text import quote_identifier, quote_path
+
+_DATABASES = """
+SELECT database_name, database_oid
+FROM duckdb_databases()
+WHERE NOT internal
+ORDER BY database_name
+"""
+
+
+def list_indexes(instance: Instance, session: Session) -> list[dict[str, Any]]:
+    """Return a row for every indexed column of every attached database."""
+    with read_only(session.cursor()) as cursor:
+        return [
+            _index_row(instance, cursor, state, index)
+            for state in _databases(instance, cursor)
+            for index in _sorted(state)
+        ]
+
+
+def list_segments(instance: Instance, session: Session) -> list[dict[str, Any]]:
+    """Return a row for every segment of every index."""
+    with read_only(session.cursor()) as cursor:
+        states = _databases(instance, cursor)
+    return [
+        {
+            "database_name": state.name,
+            "schema_name": index.row.schema_name,
+            "collection": index.row.table_name,
+            "column_name": index.row.column_name,
+            "segment": segment.row.segment,
+            "index_type": segment.row.index_type,
+            "row_count": segment.row.row_count,
+            "params": json.dumps(dict(segment.row.params)),
+            "file": segment.row.file,
+            "size_bytes": segment.row.size_bytes,
+            "checksum": segment.row.checksum,
+            "library": segment.row.library,
+            "library_version": segment.row.library_version,
+            "build_seconds": segment.row.build_seconds,
+            "state": "broken" if segment.check() else "ready",
+        }
+        for state in states
+        for index in _sorted(state)
+        for segment in index.segments
+    ]
+
+
+def list_types() -> list[dict[str, Any]]:
+    """Return a row for every index type and parameter, from their declarations."""
+    rows = []
+    for kind in INDEX_TYPES.values():
+        common = {
+            "index_type": kind.name,
+            "library": kind.library,
+            "metrics": list(METRICS),
+        }
+        for parameter in kind.parameters or (None,):
+            rows.append(
+                {
+                    **common,
+                    "parameter": parameter and parameter.name,
+                    "phase": parameter and parameter.phase,
+                    "minimum": parameter and _text(parameter.minimum),
+                    "maximum": parameter and _text(parameter.maximum),
+                    "allowed": parameter
+                    and parameter.allowed
+                    and list(parameter.allowed),
+                    "mandatory": parameter and parameter.mandatory,
+                    "default_value": parameter and _text(parameter.default),
+                    "description": parameter and parameter.description,
+                }
+            )
+    return rows
+
+
+def _databases(
+    instance: Instance, cursor: duckdb.DuckDBPyConnection
+) -> list[DatabaseState]:
+    return [
+        instance.database(cursor, name, oid)
+        for name, oid in cursor.execute(_DATABASES).fetchall()
+    ]
+
+
+def _sorted(state: DatabaseState) -> list[IndexState]:
+    return [state.indexes[key] for key in sorted(state.indexes)]
+
+
+def _index_row(
+    instance: Instance,
+    cursor: duckdb.DuckDBPyConnection,
+    state: DatabaseState,
+    index: IndexState,
+) -> dict[str, Any]:
+    row = index.row
+    path = quote_path((state.name, row.schema_name, row.table_name))
+    table = find_table(cursor, path, Caller(0, state.name, row.schema_name, ""))
+    status, error, progress = _status(instance, state, index, table)
+    rows, unindexed, skipped = _counts(cursor, index, table)
+    generation = index.generation
+    indexed = rows - unindexed if generation else 0
+    return {
+        "database_name": state.name,
+        "schema_name": row.schema_name,
+        "collection": row.table_name,
+        "column_name": row.column_name,
+        "index_type": row.index_type,
+        "metric": row.metric,
+        "params": json.dumps(dict(row.params)),
+        "search_params": json.dumps(dict(row.search_params)),
+        "dimension": row.dimension,
+        "row_count": rows,
+        "indexed_rows": indexed,
+        "unindexed_rows": rows - indexed,
+        "deleted_rows": max(0, row.row_count - indexed) if generation else 0,
+        "skipped_rows": skipped,
+        "segment_count": len(index.segments),
+        "size_bytes": sum(segment.row.size_bytes for segment in index.segments),
+        "memory_bytes": sum(segment.memory_bytes() for segment in index.segments),
+        "state": status,
+        "progress": progress,
+        "last_error": error,
+        "created_at": row.created_at,
+        "updated_at": row.updated_at,
+    }
+
+
+def _status(
+    instance: Instance, state: DatabaseState, index: IndexState, table: Table | None
+) -> tuple[str, str | None, float]:
+    """Return state, last error and progress of an index."""
+    if table is None:
+        gone = f'table "{index.row.table_name}" is gone; its index is not used'
+        return "stale", gone, 1.0
+    for task in instance.keeper.pending():
+        if table.path in task.name and task.name.startswith("create_vector_index"):
+            return "building", index.last_error, task.progress
+    for segment in index.segments:
+        if error := segment.check():
+            return "broken", error, 1.0
+    if index.segments and index.generation is None:
+        background.prepare(instance, state)
+        return "stale", index.last_error, 1.0
+    return "ready", index.last_error, 1.0
+
+
+def _counts(
+    cursor: duckdb.DuckDBPyConnection, index: IndexState, table: Table | None
+) -> tuple[int, int, int]:
+    """Return the rows with a vector, those above the watermark, and the unusable."""
+    if table is None:
+        return 0, 0, 0
+    column = find_column(table, index.row.column_name)
+    vector = quote_identifier(column.name)
+    dimension = index.row.dimension
+    usable = "true"
+    if dimension is not None:
+        usable = f"list_count({vector}) = {dimension:d} AND len({vector}) = {dimension:d}"
+        if column.length is not None:
+            usable = "true"
+    watermark = index.generation.watermark if index.generation else -1
+    above = "true" if table.hides_rowid else f"rowid > {watermark:d}"
+    found = cursor.execute(
+        f"""
+        SELECT
+            count(*) FILTER ({usable}),
+            count(*) FILTER (({usable}) AND {above}),
+            count(*) FILTER (NOT ({usable}))
+        FROM {table.path}
+        WHERE {vector} IS NOT NULL
+        """
+    ).fetchall()[0]
+    return int(found[0]), int(found[1]), int(found[2])
+
+
+def _text(value: object) -> str | None:
+    return None if value is None else str(value)
+

@@ -1,0 +1,133 @@
+"""Loading duckvec into a DuckDB instance: functions once, macros per connection."""
+
+from __future__ import annotations
+
+import atexit
+import importlib
+import logging
+import os
+import threading
+
+import duckdb
+
+from duckvec.errors import ClosedError
+from duckvec.instance import Instance, Session
+from duckvec.sql_text import read_sql
+
+logger = logging.getLogger("duckvec")
+
+# Imported by name: the engine does not depend on the functions that call it.
+_UDF_MODULES = ("duckvec.udfs.search", "duckvec.udfs.manage", "duckvec.udfs.inspect")
+_MACRO_FILES = ("search", "manage", "inspect")
+_IDENTITY = "__duckvec_instance"
+
+_lock = threading.Lock()
+_instances: dict[int, Instance] = {}
+# DuckDB keeps a bare pointer to a function once the connection that registered it is
+# closed, so whatever was registered stays alive as long as the process.
+_registered: list[object] = []
+
+
+def install(
+    connection: duckdb.DuckDBPyConnection, directory: str | None
+) -> tuple[Instance, Session]:
+    """Make the SQL functions known to a connection; idempotent.
+
+    Called by the user's own call of `load`, on the connection's thread.
+
+    Raises:
+        ClosedError: the connection is closed.
+    """
+    try:
+        cursor = connection.cursor()
+    except duckdb.ConnectionException as error:
+        raise ClosedError("the connection is closed; connect again") from error
+    with _lock:
+        try:
+            instance = _find_instance(cursor) or _new_instance(cursor, directory)
+        finally:
+            cursor.close()
+    session = instance.add_session(connection)
+    for name in _MACRO_FILES:
+        connection.execute(read_sql(name).replace("{session}", str(session.number)))
+    return instance, session
+
+
+def uninstall(connection: duckdb.DuckDBPyConnection) -> None:
+    """Take the SQL functions away from a connection; no error where there are none."""
+    cursor = connection.cursor()
+    with _lock:
+        try:
+            instance = _find_instance(cursor)
+        finally:
+            cursor.close()
+    if instance is None:
+        return
+    known = connection.execute(
+        "SELECT DISTINCT function_name, function_type FROM duckdb_functions() "
+        "WHERE database_name = 'temp' AND NOT internal "
+        "AND (function_name LIKE 'vector%' OR function_name LIKE '%vector_index' "
+        "OR function_name LIKE '\\_\\_duckvec%' ESCAPE '\\')"
+    ).fetchall()
+    ours = {name for text in _MACRO_FILES for name in _macro_names(text)}
+    for name, kind in known:
+        if name in ours:
+            table = "TABLE " if kind == "table_macro" else ""
+            connection.execute(f"DROP MACRO {table}IF EXISTS temp.main.{name}")
+    session = instance.find_session_of(connection)
+    if session is not None:
+        instance.remove_session(session)
+
+
+def _macro_names(file: str) -> set[str]:
+    words = read_sql(file).split()
+    return {
+        after.partition("(")[0]
+        for word, after in zip(words, words[1:], strict=False)
+        if word == "MACRO"
+    }
+
+
+def _find_instance(cursor: duckdb.DuckDBPyConnection) -> Instance | None:
+    try:
+        number = cursor.execute(f"SELECT {_IDENTITY}()").fetchall()[0][0]
+    except duckdb.CatalogException:
+        return None
+    return _instances[number]
+
+
+def _new_instance(
+    cursor: duckdb.DuckDBPyConnection, directory: str | None
+) -> Instance:
+    threads = cursor.execute("SELECT current_setting('threads')").fetchall()[0][0]
+    instance = Instance(directory, int(threads) or os.cpu_count() or 1)
+    number = len(_registered)
+    _instances[number] = instance
+    for module in _UDF_MODULES:
+        importlib.import_module(module)
+    registry = importlib.import_module("duckvec.udfs.registry")
+    for udf in registry.UDFS:
+        cursor.create_function(
+            udf.name,
+            udf.function,
+            [duckdb.sqltype(text) for text in udf.arguments],
+            duckdb.sqltype(udf.returns),
+            type="arrow" if udf.arrow else "native",
+            side_effects=udf.side_effects,
+            null_handling="special",
+        )
+
+    def identity() -> int:
+        return number
+
+    cursor.create_function(_IDENTITY, identity, [], "BIGINT", side_effects=True)
+    _registered.append(identity)
+    return instance
+
+
+@atexit.register
+def _close_all() -> None:
+    """Stop all background work and let go of every connection before Python ends."""
+    for instance in list(_instances.values()):
+        instance.close()
+    _instances.clear()

@@ -1,0 +1,432 @@
+"""What all loads of one DuckDB instance share: sessions, databases, indexes, guards.
+
+Locks: `Instance.lock` protects the dictionaries and the fields of the states below;
+it is held for moments and never while SQL runs, because the query that wants it may
+hold locks of DuckDB's.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import threading
+import time
+import weakref
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import duckdb
+
+from duckvec import catalog, paths
+from duckvec.catalog import IndexRow, SegmentRow
+from duckvec.errors import ClosedError, VectorIndexError
+from duckvec.keeper import Keeper, Task
+from duckvec.segments import Segment
+from duckvec.tables import Caller, Table
+from duckvec.tracking import READ_ONLY_CHAIN, Generation, Guard, new_chain
+
+logger = logging.getLogger("duckvec")
+
+_session_numbers = itertools.count(1)
+_instances: dict[int, Instance] = {}
+
+LOOKUP_SECONDS = 1.0
+
+_DATABASE = """
+SELECT path, readonly, type, encrypted
+FROM duckdb_databases()
+WHERE database_oid = $oid
+"""
+
+
+class Session:
+    """One loaded connection, known by a number that its macros carry.
+
+    Only a weak reference to the connection is held, so that letting go of it closes
+    it; its guards are cursors of it, and end with it.
+    """
+
+    def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
+        self.number = next(_session_numbers)
+        self.connection = weakref.ref(connection)
+        self.guards: dict[int, Guard] = {}
+
+    def cursor(self) -> duckdb.DuckDBPyConnection:
+        """Return a new cursor of the connection.
+
+        Raises:
+            ClosedError: the connection is closed or gone.
+        """
+        connection = self.connection()
+        if connection is not None:
+            try:
+                return connection.cursor()
+            except duckdb.ConnectionException:
+                pass
+        raise ClosedError("the connection is closed; connect and load again")
+
+    @property
+    def open(self) -> bool:
+        """Whether the connection is still open."""
+        try:
+            self.cursor().close()
+        except ClosedError:
+            return False
+        return True
+
+
+@dataclass
+class IndexState:
+    """One indexed column as this process knows it; fields change under the lock."""
+
+    row: IndexRow
+    segments: tuple[Segment, ...] = ()
+    generation: Generation | None = None
+    previous: Generation | None = None
+    last_error: str | None = None
+    surplus_sign: object = None
+    surplus: int = 0
+
+    def use(self, generation: Generation | None) -> None:
+        """Make `generation` the one that new plans get; running ones keep theirs."""
+        self.previous, self.generation = self.generation, generation
+        self.surplus_sign, self.surplus = None, 0
+
+
+@dataclass
+class DatabaseState:
+    """One attached database: what it is, and its indexes where it has any."""
+
+    name: str
+    oid: int
+    path: str | None
+    read_only: bool
+    kind: str
+    encrypted: bool
+    has_catalog: bool = False
+    error: str | None = None
+    folder: Path | None = None
+    indexes: dict[tuple[str, str, str], IndexState] = field(default_factory=dict)
+
+    def change_sign(self) -> object:
+        """Return what changes with every commit that reaches the disk.
+
+        Looks at the sizes and times of the database file and its log, and opens
+        neither: closing a descriptor would drop DuckDB's lock. An in-memory database
+        has no such sign: None.
+        """
+        if self.path is None:
+            return None
+        signs = []
+        for name in (self.path, self.path + ".wal"):
+            try:
+                found = os.stat(name)
+                signs.append((found.st_size, found.st_mtime_ns))
+            except OSError:
+                signs.append((0, 0))
+        return tuple(signs)
+
+
+class Instance:
+    """One DuckDB instance with duckvec loaded; any thread may call any method."""
+
+    def __init__(self, directory: str | None, threads: int) -> None:
+        self.lock = threading.RLock()
+        self.keeper = Keeper()
+        self.directory = directory
+        self.threads = threads
+        self.sessions: dict[int, Session] = {}
+        self.databases: dict[int, DatabaseState] = {}
+        self._temporary_folders: list[Path] = []
+        self._lookups: dict[
+            tuple[str | None, str, str, str],
+            tuple[object, float, Table, DatabaseState],
+        ] = {}
+
+    def add_session(self, connection: duckdb.DuckDBPyConnection) -> Session:
+        """Remember a connection; return the session that it already has, or a new one."""
+        with self.lock:
+            known = self.find_session_of(connection)
+            if known is not None:
+                return known
+            session = Session(connection)
+            self.sessions[session.number] = session
+            _instances[session.number] = self
+            finalizer = weakref.finalize(
+                connection, self._forget_session, session.number
+            )
+            finalizer.atexit = False  # `close` does it, in order
+            return session
+
+    def find_session_of(self, connection: duckdb.DuckDBPyConnection) -> Session | None:
+        """Return the session of a connection, or None where it was not loaded."""
+        for session in list(self.sessions.values()):
+            if session.connection() is connection:
+                return session
+        return None
+
+    def remove_session(self, session: Session) -> None:
+        """Forget a connection, and end its guards."""
+        self._forget_session(session.number)
+
+    def background_cursor(self) -> duckdb.DuckDBPyConnection:
+        """Return a cursor that outlives the connections: for a burst of work.
+
+        DuckDB closes a connection's cursors, and theirs, with it, and refuses to
+        while one runs a statement; a cursor whose parent was dropped stands alone.
+        Close it soon: it keeps the file open.
+
+        Raises:
+            ClosedError: no loaded connection is open any more.
+        """
+        with self.lock:
+            sessions = list(self.sessions.values())
+        for session in sessions:
+            try:
+                return session.cursor().cursor()
+            except ClosedError:
+                continue
+        raise ClosedError("every loaded connection is closed; connect and load again")
+
+    # Databases and their indexes
+
+    def database(
+        self, cursor: duckdb.DuckDBPyConnection, name: str, oid: int
+    ) -> DatabaseState:
+        """Return the state of a database, reading its catalog the first time.
+
+        Args:
+            cursor: inside a read-only transaction.
+            name: the name it is attached by.
+            oid: its number in this instance.
+        """
+        state = self.databases.get(oid)
+        if state is not None and state.name == name:
+            return state
+        found = cursor.execute(_DATABASE, {"oid": oid}).fetchall()
+        path, read_only, kind, encrypted = found[0]
+        state = DatabaseState(name, oid, path, read_only, kind, encrypted)
+        if kind == "duckdb" and name not in ("system", "temp"):
+            self._read_catalog(cursor, state)
+        with self.lock:
+            known = self.databases.setdefault(oid, state)
+            if known.name != name:
+                self.databases[oid] = known = state
+        return known
+
+    def folder(self, state: DatabaseState) -> Path:
+        """Return the folder for a database's artifacts; it need not exist yet."""
+        with self.lock:
+            if state.folder is None:
+                state.folder = paths.artifact_folder(state.path, self.directory)
+                if state.path is None:
+                    self._temporary_folders.append(state.folder)
+            return state.folder
+
+    def index(self, table: Table, column: str) -> IndexState | None:
+        """Return the index of a column of a table whose database is known."""
+        state = self.databases.get(table.database_oid)
+        if state is None:
+            return None
+        return state.indexes.get(catalog.index_key(table.schema, table.name, column))
+
+    def generation(self, number: int) -> tuple[Generation, IndexState] | None:
+        """Return a generation that plans may still name: the last two of an index."""
+        for state in list(self.databases.values()):
+            for index in list(state.indexes.values()):
+                for generation in (index.generation, index.previous):
+                    if generation is not None and generation.number == number:
+                        return generation, index
+        return None
+
+    # Names that were looked up
+
+    def sign_of(self, caller: Caller) -> object:
+        """Return the change sign of the caller's default database, None without one."""
+        for state in list(self.databases.values()):
+            if state.name == caller.database:
+                return state.change_sign()
+        return None
+
+    def remember(
+        self,
+        collection: str | None,
+        caller: Caller,
+        sign: object,
+        table: Table,
+        state: DatabaseState,
+    ) -> None:
+        """Keep what a name meant, for as long as `recall` can tell that it still does.
+
+        Args:
+            collection: the name.
+            caller: who asked.
+            sign: `sign_of(caller)` from before the look.
+            table: what the name meant.
+            state: its database.
+        """
+        if sign is None or table.database != caller.database:
+            return
+        key = (collection, caller.database, caller.schema, caller.search_path)
+        if len(self._lookups) > 1000:
+            self._lookups.clear()
+        self._lookups[key] = (sign, time.monotonic(), table, state)
+
+    def recall(
+        self, collection: str | None, caller: Caller
+    ) -> tuple[Table, DatabaseState] | None:
+        """Return what a name means where nothing was committed since the last look.
+
+        A look costs most of a millisecond. Every commit to a file changes its sign;
+        what does not, detaching the caller's own default database and attaching
+        another file in its place, is noticed within a second.
+        """
+        key = (collection, caller.database, caller.schema, caller.search_path)
+        known = self._lookups.get(key)
+        if known is None:
+            return None
+        sign, looked, table, state = known
+        if time.monotonic() - looked > LOOKUP_SECONDS or state.change_sign() != sign:
+            return None
+        return table, state
+
+    def _read_catalog(
+        self, cursor: duckdb.DuckDBPyConnection, state: DatabaseState
+    ) -> None:
+        try:
+            state.has_catalog = catalog.exists(cursor, state.name)
+            if not state.has_catalog:
+                return
+            folder = self.folder(state)
+            by_index: dict[str, list[SegmentRow]] = {}
+            for segment in catalog.read_segments(cursor, state.name):
+                by_index.setdefault(segment.index_id, []).append(segment)
+            for row in catalog.read_indexes(cursor, state.name):
+                rows = sorted(by_index.get(row.index_id, []), key=_segment_number)
+                segments = tuple(Segment(segment, folder) for segment in rows)
+                state.indexes[row.key] = IndexState(row, segments)
+        except VectorIndexError as error:
+            state.error = str(error)
+            logger.warning("%s", error)
+
+    # Guards
+
+    def open_guard(self, session: Session, state: DatabaseState) -> Guard | None:
+        """Return the session's guard of a database, beginning one where it has none.
+
+        Called only inside a call that the user made on the session's connection. The
+        guard guards once it is armed. None where nothing needs one.
+        """
+        if state.read_only or not state.has_catalog:
+            return None
+        guard = session.guards.get(state.oid)
+        if guard is None:
+            epoch = f"{catalog.schema_path(state.name)}.epoch"
+            guard = Guard(session.cursor(), epoch)
+            with self.lock:
+                session.guards[state.oid] = guard
+        return guard
+
+    def chain_of(self, session: Session, state: DatabaseState) -> int | None:
+        """Return the chain of guards that protects the session's row ids, if any."""
+        if state.read_only:
+            return READ_ONLY_CHAIN
+        guard = session.guards.get(state.oid)
+        return None if guard is None else guard.chain
+
+    def arm_guards(self, task: Task, state: DatabaseState) -> None:
+        """Make the tiny commit that arms the guards; only the keeper calls this."""
+        if state.read_only:
+            return
+        with self.lock:
+            waiting = [
+                guard
+                for session in self.sessions.values()
+                for oid, guard in session.guards.items()
+                if oid == state.oid and not guard.armed
+            ]
+        if not waiting:
+            return
+        cursor = self.background_cursor()
+        try:
+            task.beginning(lambda: cursor.execute("BEGIN TRANSACTION"))
+            catalog.advance_epoch(cursor, state.name)
+            cursor.execute("COMMIT")
+        finally:
+            cursor.close()
+        with self.lock:
+            chain = self.standing_chain(state) or new_chain()
+            for guard in waiting:
+                guard.chain = chain
+
+    def standing_chain(self, state: DatabaseState) -> int | None:
+        """Return the chain of the armed guards whose connections are open, if any.
+
+        There is one at most: a guard joins the chain of those that stand when it is
+        armed.
+        """
+        if state.read_only:
+            return READ_ONLY_CHAIN
+        with self.lock:
+            for session in self.sessions.values():
+                guard = session.guards.get(state.oid)
+                if guard is not None and guard.armed and session.open:
+                    return guard.chain
+        return None
+
+    # The end
+
+    def close(self) -> None:
+        """Stop the background work and let go of everything; for the end of a process."""
+        self.keeper.stop(timeout=10)
+        with self.lock:
+            for number in list(self.sessions):
+                self._forget_session(number)
+            self._release()
+
+    def _forget_session(self, number: int) -> None:
+        with self.lock:
+            _instances.pop(number, None)
+            session = self.sessions.pop(number, None)
+            if session is None:
+                return
+            for guard in session.guards.values():
+                try:
+                    guard.close()
+                except duckdb.Error:
+                    logger.debug("a guard was closed with its connection")
+            session.guards.clear()
+            if not self.sessions and not self.keeper.pending():
+                self._release()
+
+    def _release(self) -> None:
+        """Close the opened segments, and delete the folders of in-memory databases."""
+        for state in self.databases.values():
+            for index in state.indexes.values():
+                index.generation = index.previous = None
+                for segment in index.segments:
+                    segment.close()
+        self.databases.clear()
+        self._lookups.clear()
+        for folder in self._temporary_folders:
+            paths.remove_orphans(folder, set())
+            paths.remove_folder_if_empty(folder)
+        self._temporary_folders.clear()
+
+
+def find_session(number: int) -> tuple[Instance, Session]:
+    """Return the session of a number, which is unique in the process, and its instance.
+
+    Raises:
+        ClosedError: it is gone.
+    """
+    instance = _instances.get(number)
+    session = instance.sessions.get(number) if instance else None
+    if instance is None or session is None:
+        raise ClosedError("duckvec was unloaded from this connection; load it again")
+    return instance, session
+
+
+def _segment_number(row: SegmentRow) -> int:
+    return row.segment

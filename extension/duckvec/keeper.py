@@ -1,0 +1,173 @@
+"""The thread that does an instance's background work, one task at a time."""
+
+from __future__ import annotations
+
+import collections
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from duckvec.errors import BusyError, ClosedError, VectorIndexError
+
+logger = logging.getLogger("duckvec")
+
+# How long a caller waits for a write of ours to begin. Beginning takes a lock that a
+# FORCE CHECKPOINT holds while it waits for writers, the caller perhaps among them.
+BEGIN_TIMEOUT_SECONDS = 10.0
+
+
+class Task:
+    """One piece of work: what the keeper's thread runs, and what others wait for.
+
+    The work calls `check` now and then, and `beginning` around statements that may
+    wait for a lock; any thread may call `wait` and `cancel`.
+    """
+
+    def __init__(self, name: str, work: Callable[[Task], Any]) -> None:
+        self.name = name
+        self.progress = 0.0
+        self._work = work
+        self._done = threading.Event()
+        self._cancelled = threading.Event()
+        self._waits_since: float | None = None
+        self._result: Any = None
+        self._error: BaseException | None = None
+
+    @property
+    def done(self) -> bool:
+        """Whether the work has ended, well or not."""
+        return self._done.is_set()
+
+    @property
+    def error(self) -> BaseException | None:
+        """What the work raised, once it has ended."""
+        return self._error
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether somebody asked it to stop."""
+        return self._cancelled.is_set()
+
+    def check(self) -> None:
+        """Stop the work here where it was cancelled.
+
+        Raises:
+            ClosedError: it was.
+        """
+        if self.cancelled:
+            raise ClosedError(f"{self.name} was cancelled")
+
+    def beginning(self, begin: Callable[[], Any]) -> None:
+        """Run `begin`, a statement that may have to wait for a lock of DuckDB's."""
+        self._waits_since = time.monotonic()
+        try:
+            begin()
+        finally:
+            self._waits_since = None
+        self.check()
+
+    def cancel(self) -> None:
+        """Ask the work to stop at its next check; it leaves nothing behind."""
+        self._cancelled.set()
+
+    def wait(self, timeout: float | None = None) -> Any:
+        """Wait for the end, and return the result or raise what the work raised.
+
+        Interrupting the wait cancels the work.
+
+        Raises:
+            BusyError: the work could not begin to write in time; it is cancelled.
+            TimeoutError: `timeout` seconds passed; the work goes on.
+        """
+        until = None if timeout is None else time.monotonic() + timeout
+        try:
+            while not self._done.wait(0.05):
+                since = self._waits_since
+                if since and time.monotonic() - since > BEGIN_TIMEOUT_SECONDS:
+                    raise BusyError(
+                        f"{self.name} cannot begin while a checkpoint waits for open "
+                        "transactions; commit them and try again"
+                    )
+                if until is not None and time.monotonic() > until:
+                    raise TimeoutError(f"{self.name} is still running")
+        except TimeoutError:
+            raise
+        except BaseException:
+            self.cancel()
+            raise
+        if self._error is not None:
+            raise self._error
+        return self._result
+
+    def run(self) -> None:
+        """Do the work; only the keeper's thread calls this."""
+        try:
+            self.check()
+            self._result = self._work(self)
+        except BaseException as error:  # handed to whoever waits, and logged
+            self._error = error
+            expected = isinstance(error, VectorIndexError)
+            logger.log(
+                logging.INFO if expected else logging.WARNING,
+                "%s failed: %s",
+                self.name,
+                error,
+                exc_info=not expected,
+            )
+        finally:
+            self._work = _nothing
+            self._done.set()
+
+
+class Keeper:
+    """A queue of tasks and a thread that lives only while there are any.
+
+    Any thread may call any method. The thread is a daemon; `stop` ends it.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._queue: collections.deque[Task] = collections.deque()
+        self._current: Task | None = None
+        self._thread: threading.Thread | None = None
+
+    def submit(self, name: str, work: Callable[[Task], Any]) -> Task:
+        """Queue a piece of work, and start the thread where none runs."""
+        task = Task(name, work)
+        with self._lock:
+            self._queue.append(task)
+            if self._thread is None:
+                self._thread = threading.Thread(
+                    target=self._run, name="duckvec-keeper", daemon=True
+                )
+                self._thread.start()
+        return task
+
+    def pending(self) -> list[Task]:
+        """Return the task that runs and those that wait for it."""
+        with self._lock:
+            current = [self._current] if self._current else []
+            return [*current, *self._queue]
+
+    def stop(self, timeout: float | None = None) -> None:
+        """Cancel all tasks and wait for the thread to end."""
+        for task in self.pending():
+            task.cancel()
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(timeout)
+
+    def _run(self) -> None:
+        while True:
+            with self._lock:
+                if not self._queue:
+                    self._current = self._thread = None
+                    return
+                self._current = task = self._queue.popleft()
+            task.run()
+
+
+def _nothing(task: Task) -> None:
+    """Stand in for work that was done, so that what it held can go."""

@@ -1,0 +1,217 @@
+"""Creating and dropping indexes: checking the request, then waiting for the keeper."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from duckvec import builder, catalog, paths
+from duckvec.builder import Order
+from duckvec.catalog import IndexRow
+from duckvec.errors import NotIndexableError, ParameterError, ReadOnlyError
+from duckvec.index_types import get_index_type
+from duckvec.instance import DatabaseState, Instance, Session
+from duckvec.keeper import Task
+from duckvec.metrics import parse_metric
+from duckvec.parameters import check_build_params, parse_params
+from duckvec.reader import find_dimension
+from duckvec.tables import (
+    Caller,
+    Table,
+    VectorColumn,
+    find_column,
+    read_only,
+    require_table,
+)
+
+MIN_FILE_SIZE, MAX_FILE_SIZE = 1, 4096
+
+
+@dataclass(frozen=True)
+class CreateRequest:
+    """The arguments of create_vector_index as they came from SQL."""
+
+    collection: str | None
+    index_type: str | None
+    params: str | None
+    column_name: str | None
+    metric: str | None
+    index_file_size: int | None
+
+
+def create(
+    instance: Instance, session: Session, request: CreateRequest, caller: Caller
+) -> dict[str, Any]:
+    """Build an index over the committed rows of a table, and wait for it.
+
+    Runs inside a call of the user's on the session's connection; the work and the
+    writing happen in the keeper's thread. A failure changes nothing.
+
+    Returns:
+        The result row of create_vector_index.
+
+    Raises:
+        VectorIndexError: the request cannot be met; the sentence says why.
+    """
+    kind = get_index_type(request.index_type or "")
+    metric = parse_metric(request.metric or "L2")
+    size = request.index_file_size
+    if size is None or not MIN_FILE_SIZE <= size <= MAX_FILE_SIZE:
+        raise ParameterError(
+            f"index_file_size = {'NULL' if size is None else size} is outside "
+            f"[{MIN_FILE_SIZE}, {MAX_FILE_SIZE}] MB"
+        )
+    given = parse_params(request.params)
+    table, column, state = _target(
+        instance, session, request.collection, request.column_name, caller, "indexed"
+    )
+    length = column.length
+    if length is None:
+        length = _known_dimension(session, table, column)
+    params = check_build_params(kind, given, length)
+    order = Order(table, column, kind, metric, params, size)
+    kind.library_version()  # a missing library shows before anything is written
+    _ensure_catalog(instance, state)
+    instance.open_guard(session, state)
+
+    def work(task: Task) -> IndexRow:
+        instance.arm_guards(task, state)
+        chain = instance.chain_of(session, state)
+        if chain is None:
+            raise NotIndexableError(
+                f"the rows of {table.label} cannot be held still; try again"
+            )
+        return builder.build_index(task, instance, state, order, chain)
+
+    task = instance.keeper.submit(f"create_vector_index on {table.path}", work)
+    return result_row(instance, state, task.wait())
+
+
+def drop(
+    instance: Instance,
+    session: Session,
+    collection: str | None,
+    column_name: str | None,
+    caller: Caller,
+) -> dict[str, Any]:
+    """Drop the index of a table's column; no error where there is none.
+
+    Returns:
+        The result row of drop_vector_index, with index_type FLAT.
+    """
+    table, column, state = _target(
+        instance, session, collection, column_name, caller, "changed"
+    )
+    key = catalog.index_key(table.schema, table.name, column.name)
+    index = state.indexes.get(key)
+    if index is None:
+        return {
+            "collection": table.name,
+            "column_name": column.name,
+            "index_type": "FLAT",
+            "metric": "L2",
+            "params": "{}",
+            "dimension": column.length,
+            "row_count": 0,
+            "segment_count": 0,
+            "size_bytes": 0,
+            "build_seconds": 0.0,
+        }
+    found = index
+    task = instance.keeper.submit(
+        f"drop_vector_index on {table.path}",
+        lambda task: builder.drop_index(task, instance, state, found),
+    )
+    return result_row(instance, state, task.wait())
+
+
+def result_row(
+    instance: Instance, state: DatabaseState, row: IndexRow
+) -> dict[str, Any]:
+    """Return a catalog row in the form that create_vector_index returns."""
+    index = state.indexes[row.key]
+    return {
+        "collection": row.table_name,
+        "column_name": row.column_name,
+        "index_type": row.index_type,
+        "metric": row.metric,
+        "params": json.dumps(dict(row.params)),
+        "dimension": row.dimension,
+        "row_count": row.row_count,
+        "segment_count": len(index.segments),
+        "size_bytes": sum(segment.row.size_bytes for segment in index.segments),
+        "build_seconds": row.build_seconds,
+    }
+
+
+def _target(
+    instance: Instance,
+    session: Session,
+    collection: str | None,
+    column_name: str | None,
+    caller: Caller,
+    verb: str,
+) -> tuple[Table, VectorColumn, DatabaseState]:
+    """Return the table, column and database that DDL is to change.
+
+    Raises:
+        NotIndexableError: no index can be kept for it.
+        ReadOnlyError: its database is open for reading only.
+    """
+    with read_only(session.cursor()) as cursor:
+        table = require_table(cursor, collection, caller)
+        column = find_column(table, column_name)
+        state = instance.database(cursor, table.database, table.database_oid)
+    if table.kind != "table" or state.kind != "duckdb" or table.database == "temp":
+        what = "a view" if table.kind == "view" else f"a table of kind {state.kind}"
+        raise NotIndexableError(
+            f"{table.label} is {what} and cannot be {verb}; vector_search scans it "
+            "exactly"
+        )
+    if state.error is not None:
+        raise NotIndexableError(state.error)
+    if table.schema.lower() == catalog.SCHEMA:
+        raise NotIndexableError(f"{table.label} belongs to duckvec's own catalog")
+    if table.hides_rowid:
+        raise NotIndexableError(
+            f'{table.label} has a column "rowid", which hides the row ids that an '
+            f"index needs, and cannot be {verb}; vector_search scans it exactly"
+        )
+    if state.read_only:
+        raise ReadOnlyError(
+            f'database "{state.name}" is open read-only, so that {table.label} cannot '
+            f"be {verb}; open it for writing"
+        )
+    if state.encrypted and instance.directory is None:
+        raise NotIndexableError(
+            f'database "{state.name}" is encrypted and artifacts are not; name a safe '
+            "place with load(con, directory=…)"
+        )
+    return table, column, state
+
+
+def _known_dimension(
+    session: Session, table: Table, column: VectorColumn
+) -> int | None:
+    with read_only(session.cursor()) as cursor:
+        return find_dimension(cursor, table, column)
+
+
+def _ensure_catalog(instance: Instance, state: DatabaseState) -> None:
+    """Create the catalog in the database where it is missing, in its own transaction."""
+    if state.has_catalog:
+        return
+
+    def work(task: Task) -> None:
+        cursor = instance.background_cursor()
+        try:
+            task.beginning(lambda: cursor.execute("BEGIN TRANSACTION"))
+            catalog.create(cursor, state.name)
+            cursor.execute("COMMIT")
+        finally:
+            cursor.close()
+        paths.remove_orphans(instance.folder(state), set())
+        state.has_catalog = True
+
+    instance.keeper.submit(f'the catalog of database "{state.name}"', work).wait()

@@ -1,0 +1,135 @@
+"""Reading vectors from a table in one snapshot, through Arrow in batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import duckdb
+import numpy as np
+from numpy.typing import NDArray
+
+from duckvec.errors import ColumnError
+from duckvec.sql_text import quote_identifier
+from duckvec.tables import Table, VectorColumn
+
+BATCH_ROWS = 16384
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of one batch whose vector can be indexed.
+
+    Attributes:
+        rowids: int64 (n,), ascending.
+        vectors: float32 (n, d), finite; read-only memory of Arrow's where possible.
+        not_finite: int64, row ids left out because of a NaN or infinite component.
+    """
+
+    rowids: NDArray[np.int64]
+    vectors: NDArray[np.float32]
+    not_finite: NDArray[np.int64]
+
+
+def count_rows(
+    cursor: duckdb.DuckDBPyConnection, table: Table, column: VectorColumn
+) -> tuple[int, int, int]:
+    """Return how many rows there are, how many have a vector, and the last row id."""
+    name = quote_identifier(column.name)
+    row = cursor.execute(
+        f"SELECT count(*), count({name}), coalesce(max(rowid), -1) FROM {table.path}"
+    ).fetchall()[0]
+    return int(row[0]), int(row[1]), int(row[2])
+
+
+def find_dimension(
+    cursor: duckdb.DuckDBPyConnection, table: Table, column: VectorColumn
+) -> int | None:
+    """Return the dimension of a column: its fixed length, or its most common one.
+
+    None where a list column holds no vector.
+    """
+    if column.length is not None:
+        return column.length
+    name = quote_identifier(column.name)
+    row = cursor.execute(
+        f"SELECT mode(len({name})) FROM {table.path} WHERE len({name}) > 0"
+    ).fetchall()[0]
+    return None if row[0] is None else int(row[0])
+
+
+def require_equal_lengths(
+    cursor: duckdb.DuckDBPyConnection,
+    table: Table,
+    column: VectorColumn,
+    dimension: int,
+) -> None:
+    """Check that every vector of a list column has the same length.
+
+    Raises:
+        ColumnError: some do not; the sentence says how many, and names one.
+    """
+    if column.length is not None:
+        return
+    name = quote_identifier(column.name)
+    count, rowid, length = cursor.execute(
+        f"SELECT count(*), min(rowid), min_by(len({name}), rowid) FROM {table.path} "
+        f"WHERE {name} IS NOT NULL AND len({name}) <> $dimension",
+        {"dimension": dimension},
+    ).fetchall()[0]
+    if count:
+        raise ColumnError(
+            f"{count} {'vector' if count == 1 else 'vectors'} in {name} of "
+            f"{table.label} {'has' if count == 1 else 'have'} a length other than "
+            f"{dimension}, such as the one with {length} at rowid {rowid}; make them "
+            "equal or NULL"
+        )
+
+
+def read_vectors(
+    cursor: duckdb.DuckDBPyConnection,
+    table: Table,
+    column: VectorColumn,
+    dimension: int,
+    after_rowid: int = -1,
+) -> Iterator[Batch]:
+    """Yield the vectors of a table in the order of their row ids.
+
+    Args:
+        cursor: inside the transaction whose snapshot is read.
+        table: what to read.
+        column: the vector column; rows with NULL or another length are left out.
+        dimension: the length wanted.
+        after_rowid: only rows with higher row ids.
+    """
+    name = quote_identifier(column.name)
+    same_length = "" if column.length else f"AND len({name}) = {dimension:d}"
+    reader = cursor.sql(
+        f"""
+        SELECT rowid, {name}::FLOAT[{dimension:d}] AS vector
+        FROM {table.path}
+        WHERE rowid > {after_rowid:d} AND {name} IS NOT NULL {same_length}
+        """
+    ).to_arrow_reader(BATCH_ROWS)
+    zeros = np.zeros(dimension, dtype=np.float32)
+    for batch in reader:
+        rowids = batch.column(0).to_numpy()
+        values = batch.column(1).flatten().to_numpy(zero_copy_only=False)
+        vectors = values.reshape(-1, dimension)
+        with np.errstate(invalid="ignore"):
+            # x * 0 is 0 for what is finite and NaN otherwise.
+            finite = ~np.isnan(vectors @ zeros)
+        if finite.all():
+            yield Batch(rowids, vectors, rowids[:0])
+        else:
+            yield Batch(rowids[finite], vectors[finite], rowids[~finite])
+
+
+def read_rowids(
+    cursor: duckdb.DuckDBPyConnection, table: Table, up_to: int
+) -> NDArray[np.int64]:
+    """Return int64 (n,), ascending: the row ids up to and including `up_to`."""
+    result = cursor.execute(
+        f"SELECT rowid AS id FROM {table.path} WHERE rowid <= {up_to:d}"
+    ).fetchnumpy()
+    return np.asarray(result["id"], dtype=np.int64)

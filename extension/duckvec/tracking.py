@@ -1,0 +1,217 @@
+"""Which row ids an index may be trusted for.
+
+An index entry is a hint: "a row with this vector was at this row id". A generation
+says for which table, which snapshots and which stretch of time that hint holds:
+
+- `chain`: row ids stay put while a guard transaction stands, older than the last
+  commit, because DuckDB's checkpoints then move nothing. Guards that overlap form a
+  chain; a generation is good while the caller's connection holds a guard of its
+  chain. A read-only database moves nothing: its chain is READ_ONLY_CHAIN.
+- `seal`: a caller whose snapshot began before the seal may see rows that the build
+  did not; it gets the exact scan.
+- `watermark`: rows with higher ids came later, and are scanned exactly (the tail).
+
+After a database was opened nothing proves where its rows are: entries are matched to
+rows again by the hashes of their vectors.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import duckdb
+import numpy as np
+from numpy.typing import NDArray
+
+from duckvec.segments import Segment
+
+READ_ONLY_CHAIN = 0
+
+_chain_numbers = itertools.count(READ_ONLY_CHAIN + 1)
+_generation_numbers = itertools.count(1)
+
+
+def new_chain() -> int:
+    """Return the number of a chain of guards that begins now."""
+    return next(_chain_numbers)
+
+
+@dataclass(frozen=True)
+class Seal:
+    """When a generation's snapshot was taken, in two measures.
+
+    Attributes:
+        transaction: number of a transaction of the table's database that began after
+            the snapshot; a caller of that database must have a higher one.
+        epoch: value of the catalog's epoch that was committed after the snapshot; a
+            caller whose default database is another one must see at least it.
+    """
+
+    transaction: int
+    epoch: int
+
+
+@dataclass(frozen=True)
+class LiveSegment:
+    """A segment with the row id that each of its entries has now, or -1.
+
+    Attributes:
+        segment: the immutable segment.
+        rowids: int64 (entries,), -1 where an entry's row is gone.
+        alive: bool (entries,) mask of the entries with a row; None: all of them.
+    """
+
+    segment: Segment
+    rowids: NDArray[np.int64]
+    alive: NDArray[np.bool_] | None
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One immutable state of one index that searches can use.
+
+    Attributes:
+        number: unique in the process.
+        chain: the chain of guards under which its row ids hold.
+        seal: which callers may use it.
+        table_oid: the table that it was made from.
+        watermark: highest row id it covers; -1 where it covers none.
+        covered_rows: rows with ids up to the watermark in its snapshot.
+        segments: what to search.
+    """
+
+    chain: int
+    seal: Seal
+    table_oid: int
+    watermark: int
+    covered_rows: int
+    segments: tuple[LiveSegment, ...]
+    number: int = field(default_factory=lambda: Generation.next_number())
+
+    @staticmethod
+    def next_number() -> int:
+        """Return a number that no generation of this process has."""
+        return next(_generation_numbers)
+
+    @property
+    def entries(self) -> int:
+        """Entries whose row is there."""
+        return sum(
+            len(live.rowids) if live.alive is None else int(live.alive.sum())
+            for live in self.segments
+        )
+
+
+class Guard:
+    """A read-only transaction that keeps row ids where they are.
+
+    It is begun and ended only inside a call that the user made on the connection it
+    belongs to, and sits idle otherwise; closing that connection ends it. It guards
+    once it is armed: when a commit came after its begin.
+    """
+
+    def __init__(self, cursor: duckdb.DuckDBPyConnection, epoch_table: str) -> None:
+        """Begin the transaction on `cursor`, a cursor of the guarded connection."""
+        self._cursor = cursor
+        self.chain: int | None = None
+        cursor.execute("BEGIN TRANSACTION READ ONLY")
+        cursor.execute(f"FROM {epoch_table}").fetchall()
+
+    @property
+    def armed(self) -> bool:
+        """Whether a commit came after its begin, so that it guards."""
+        return self.chain is not None
+
+    def close(self) -> None:
+        """End the transaction; it guards no more."""
+        self.chain = None
+        self._cursor.close()
+
+
+def live_segment(segment: Segment, rowids: NDArray[np.int64]) -> LiveSegment:
+    """Return the segment with the given row ids and the mask that follows from them."""
+    alive = rowids >= 0
+    return LiveSegment(segment, rowids, None if bool(alive.all()) else alive)
+
+
+def match_entries(
+    entry_rowids: NDArray[np.int64],
+    entry_hashes: NDArray[np.uint64],
+    rowids: NDArray[np.int64],
+    hashes: NDArray[np.uint64],
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Match index entries to the rows of a table by the hashes of their vectors.
+
+    Each row is matched to at most one entry and each entry to at most one row; equal
+    vectors pair up in any order. Entries that still agree with the row at their old
+    row id keep it.
+
+    Args:
+        entry_rowids: int64 (entries,), row ids at the time of the build.
+        entry_hashes: uint64 (entries,).
+        rowids: int64 (rows,), ascending.
+        hashes: uint64 (rows,).
+
+    Returns:
+        Row id of each entry, -1 where it has none, and whether each row was matched.
+    """
+    found = np.full(len(entry_rowids), -1, dtype=np.int64)
+    matched = np.zeros(len(rowids), dtype=np.bool_)
+    if len(rowids) == 0:
+        return found, matched
+    at = np.minimum(np.searchsorted(rowids, entry_rowids), len(rowids) - 1)
+    same = (rowids[at] == entry_rowids) & (hashes[at] == entry_hashes)
+    found[same] = entry_rowids[same]
+    matched[at[same]] = True
+    entries = np.flatnonzero(~same)
+    rows = np.flatnonzero(~matched)
+    if len(entries) and len(rows):
+        entries = entries[np.argsort(entry_hashes[entries], kind="stable")]
+        rows = rows[np.argsort(hashes[rows], kind="stable")]
+        wanted, there = entry_hashes[entries], hashes[rows]
+        rank = np.arange(len(wanted)) - np.searchsorted(wanted, wanted, "left")
+        place = np.searchsorted(there, wanted, "left") + rank
+        inside = np.minimum(place, len(there) - 1)
+        hit = (place < len(there)) & (there[inside] == wanted)
+        found[entries[hit]] = rowids[rows[inside[hit]]]
+        matched[rows[inside[hit]]] = True
+    return found, matched
+
+
+def prove(
+    segments: Sequence[Segment],
+    rowids: NDArray[np.int64],
+    hashes: NDArray[np.uint64],
+    last_rowid: int,
+) -> tuple[tuple[LiveSegment, ...], int]:
+    """Match all segments of an index to the rows of its table.
+
+    Args:
+        segments: the segments, whose map files are read and verified.
+        rowids: int64 (rows,), ascending: rows whose vector can be indexed.
+        hashes: uint64 (rows,) of their vectors.
+        last_rowid: the highest row id of the table, -1 where it is empty.
+
+    Returns:
+        The segments with the row ids of now, and the watermark: just below the first
+        row that no entry matches, so that the tail holds every unmatched row.
+    """
+    maps = [segment.read_map() for segment in segments]
+    found, matched = match_entries(
+        np.concatenate([m[0] for m in maps]) if maps else np.empty(0, np.int64),
+        np.concatenate([m[1] for m in maps]) if maps else np.empty(0, np.uint64),
+        rowids,
+        hashes,
+    )
+    unmatched = np.flatnonzero(~matched)
+    watermark = int(rowids[unmatched[0]]) - 1 if len(unmatched) else last_rowid
+    found[found > watermark] = -1  # those rows are in the tail
+    live = []
+    start = 0
+    for segment, (entry_rowids, _) in zip(segments, maps, strict=True):
+        end = start + len(entry_rowids)
+        live.append(live_segment(segment, found[start:end]))
+        start = end
+    return tuple(live), watermark

@@ -1,0 +1,1 @@
+"""The SQL of duckvec: the catalog's tables and the macros, as plain .sql files."""

@@ -1,0 +1,93 @@
+-- Building and dropping. The functions with side effects run once, inside a
+-- materialized common table expression; their result carries either a row or the
+-- sentence of an error. A scalar and a table macro share each name, so that
+-- CALL f(), FROM f() and SELECT f() all work.
+
+CREATE OR REPLACE TEMP MACRO __duckvec_row(result) AS
+    CASE WHEN result.error IS NULL THEN result."row" ELSE error(result.error) END;
+
+-- create_vector_index
+
+CREATE OR REPLACE TEMP MACRO create_vector_index(
+    collection,
+    index_type,
+    params := NULL,
+    column_name := NULL,
+    metric := 'L2',
+    index_file_size := 1024
+) AS list_transform(
+    [
+        __duckvec_create(
+            {session},
+            collection,
+            index_type,
+            to_json(params),
+            column_name,
+            metric,
+            index_file_size,
+            current_database(),
+            current_schema(),
+            current_setting('search_path')
+        )
+    ],
+    lambda result: __duckvec_row(result)
+)[1];
+
+CREATE OR REPLACE TEMP MACRO create_vector_index(
+    collection,
+    index_type,
+    params := NULL,
+    column_name := NULL,
+    metric := 'L2',
+    index_file_size := 1024
+) AS TABLE
+WITH result AS MATERIALIZED (
+    SELECT __duckvec_create(
+        {session},
+        collection,
+        index_type,
+        to_json(params),
+        column_name,
+        metric,
+        index_file_size,
+        current_database(),
+        current_schema(),
+        current_setting('search_path')
+    ) AS result
+)
+SELECT unnest(__duckvec_row(result)) FROM result;
+
+-- drop_vector_index
+
+CREATE OR REPLACE TEMP MACRO drop_vector_index(
+    collection,
+    column_name := NULL
+) AS list_transform(
+    [
+        __duckvec_drop(
+            {session},
+            collection,
+            column_name,
+            current_database(),
+            current_schema(),
+            current_setting('search_path')
+        )
+    ],
+    lambda result: __duckvec_row(result)
+)[1];
+
+CREATE OR REPLACE TEMP MACRO drop_vector_index(
+    collection,
+    column_name := NULL
+) AS TABLE
+WITH result AS MATERIALIZED (
+    SELECT __duckvec_drop(
+        {session},
+        collection,
+        column_name,
+        current_database(),
+        current_schema(),
+        current_setting('search_path')
+    ) AS result
+)
+SELECT unnest(__duckvec_row(result)) FROM result;

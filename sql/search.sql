@@ -1,0 +1,29 @@
+-- Search. {session} is the number of the connection that these macros belong to.
+-- __duckvec_plan folds while the statement is bound and returns the text of the
+-- plan, which reads the query vector from the common table expression __query.
+
+CREATE OR REPLACE TEMP MACRO vector_search(
+    collection,
+    query,
+    k := 10,
+    params := NULL,
+    filter := NULL,
+    column_name := NULL,
+    metric := NULL
+) AS TABLE
+WITH __query AS (SELECT query AS vector)
+FROM query(
+    __duckvec_plan(
+        {session},
+        collection,
+        k,
+        to_json(params),
+        filter,
+        column_name,
+        metric,
+        txid_current()::BIGINT,
+        current_database(),
+        current_schema(),
+        current_setting('search_path')
+    )
+);

@@ -1,0 +1,1 @@
+"""The functions that DuckDB calls, thin: they unpack arguments and call the engine."""

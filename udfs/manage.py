@@ -1,0 +1,75 @@
+"""Building and dropping indexes from SQL."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from duckvec import manage
+from duckvec.errors import VectorIndexError
+from duckvec.instance import find_session
+from duckvec.manage import CreateRequest
+from duckvec.tables import Caller
+from duckvec.udfs.registry import udf
+
+_ROW = """STRUCT(
+    collection VARCHAR, column_name VARCHAR, index_type VARCHAR, metric VARCHAR,
+    params VARCHAR, dimension INTEGER, row_count BIGINT, segment_count INTEGER,
+    size_bytes BIGINT, build_seconds DOUBLE
+)"""
+_RESULT = f'STRUCT(error VARCHAR, "row" {_ROW})'
+
+
+@udf(
+    "__duckvec_create",
+    (
+        *("INTEGER", "VARCHAR", "VARCHAR", "VARCHAR", "VARCHAR", "VARCHAR", "BIGINT"),
+        *("VARCHAR", "VARCHAR", "VARCHAR"),
+    ),
+    _RESULT,
+)
+def create(
+    session: int,
+    collection: str | None,
+    index_type: str | None,
+    params: str | None,
+    column_name: str | None,
+    metric: str | None,
+    index_file_size: int | None,
+    database: str,
+    schema: str,
+    search_path: str,
+) -> dict[str, Any]:
+    """Build an index; return its row, or the sentence of an error."""
+    request = CreateRequest(
+        collection, index_type, params, column_name, metric, index_file_size
+    )
+    caller = Caller(session, database, schema, search_path)
+    try:
+        instance, caller_session = find_session(session)
+        row = manage.create(instance, caller_session, request, caller)
+    except VectorIndexError as error:
+        return {"error": str(error), "row": None}
+    return {"error": None, "row": row}
+
+
+@udf(
+    "__duckvec_drop",
+    ("INTEGER", "VARCHAR", "VARCHAR", "VARCHAR", "VARCHAR", "VARCHAR"),
+    _RESULT,
+)
+def drop(
+    session: int,
+    collection: str | None,
+    column_name: str | None,
+    database: str,
+    schema: str,
+    search_path: str,
+) -> dict[str, Any]:
+    """Drop an index; return its row, or the sentence of an error."""
+    caller = Caller(session, database, schema, search_path)
+    try:
+        instance, caller_session = find_session(session)
+        row = manage.drop(instance, caller_session, collection, column_name, caller)
+    except VectorIndexError as error:
+        return {"error": str(error), "row": None}
+    return {"error": None, "row": row}

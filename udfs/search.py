@@ -1,0 +1,160 @@
+"""The two functions on the way of a query: planning it, and finding its hits."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from duckvec.errors import VectorIndexError
+from duckvec.instance import find_session
+from duckvec.metrics import METRICS
+from duckvec.planner import Request, plan_search
+from duckvec.search import search_generation
+from duckvec.sql_text import quote_literal
+from duckvec.tables import Caller
+from duckvec.udfs.registry import udf
+
+logger = logging.getLogger("duckvec")
+
+
+@udf(
+    "__duckvec_plan",
+    (
+        *("INTEGER", "VARCHAR", "BIGINT", "VARCHAR", "VARCHAR", "VARCHAR", "VARCHAR"),
+        *("BIGINT", "VARCHAR", "VARCHAR", "VARCHAR"),
+    ),
+    "VARCHAR",
+    side_effects=False,
+)
+def plan(
+    session: int,
+    collection: str | None,
+    k: int | None,
+    params: str | None,
+    filter: str | None,
+    column_name: str | None,
+    metric: str | None,
+    transaction: int,
+    database: str,
+    schema: str,
+    search_path: str,
+) -> str:
+    """Return the SQL text of a search, or one that raises the sentence of an error."""
+    try:
+        instance, caller_session = find_session(session)
+        return plan_search(
+            instance,
+            caller_session,
+            Request(collection, k, params, filter, column_name, metric, transaction),
+            Caller(session, database, schema, search_path),
+        )
+    except VectorIndexError as error:
+        # Raised here it would arrive with the words of the function call around it.
+        return f"FROM query(error({quote_literal(str(error))}))"
+
+
+@udf(
+    "__duckvec_hits",
+    ("VARCHAR", "FLOAT[]", "BIGINT", "BIGINT"),
+    "BIGINT[]",
+    arrow=True,
+)
+def hits(
+    ticket: pa.ChunkedArray,
+    vector: pa.ChunkedArray,
+    visible_rows: pa.ChunkedArray,
+    seen_epoch: pa.ChunkedArray,
+) -> pa.Array:
+    """Return the row ids of the candidates of each query vector.
+
+    All arguments but `vector` are the same in every row. Where the generation is gone
+    or the caller's snapshot is older than it, every row id that it could cover comes
+    back: slow, and complete. A NULL vector gets an empty list; one that is no query,
+    because of its length or of a component that is not finite, gets NULL.
+
+    Args:
+        ticket: JSON that the planner wrote: session, generation, k, watermark,
+            dimension and search parameters.
+        vector: lists of float32.
+        visible_rows: rows up to the watermark that the caller's snapshot sees.
+        seen_epoch: the epoch of the table's database in the caller's snapshot.
+    """
+    vectors = vector.chunk(0) if vector.num_chunks == 1 else vector.combine_chunks()
+    order = json.loads(ticket[0].as_py())
+    queries, usable = _queries(vectors, order["dimension"])
+    if len(queries):
+        rowids, offsets = _find(order, queries, visible_rows, seen_epoch)
+    else:
+        rowids, offsets = np.empty(0, np.int64), np.zeros(1, np.int32)
+    if usable is None:
+        return pa.ListArray.from_arrays(pa.array(offsets), pa.array(rowids))
+    counts = np.zeros(len(vectors), dtype=np.int32)
+    counts[usable] = np.diff(offsets)
+    offsets = np.zeros(len(vectors) + 1, dtype=np.int32)
+    np.cumsum(counts, out=offsets[1:])
+    null = vectors.is_null().to_numpy(zero_copy_only=False)
+    wrong = pa.array(~(usable | null))
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(rowids), mask=wrong)
+
+
+def _queries(
+    vectors: pa.ListArray, dimension: int
+) -> tuple[NDArray[np.float32], NDArray[np.bool_] | None]:
+    """Return float32 (n, dimension) and which of the lists they are; None: all."""
+    values = vectors.flatten().to_numpy(zero_copy_only=False)
+    count = len(vectors)
+    if not vectors.null_count and len(values) == count * dimension:
+        queries = values.reshape(count, dimension)
+        lengths_agree = count == 1 or bool(
+            (np.diff(vectors.offsets.to_numpy()) == dimension).all()
+        )
+        if lengths_agree and bool(np.isfinite(queries).all()):
+            return np.ascontiguousarray(queries, dtype=np.float32), None
+    usable = np.zeros(count, dtype=np.bool_)
+    found = []
+    for number, item in enumerate(vectors):
+        if item.is_valid and len(item) == dimension:
+            one = np.array(item.values.to_numpy(zero_copy_only=False), np.float32)
+            if np.isfinite(one).all():
+                usable[number] = True
+                found.append(one)
+    return np.array(found, np.float32).reshape(len(found), dimension), usable
+
+
+def _find(
+    order: dict[str, Any],
+    queries: NDArray[np.float32],
+    visible_rows: pa.ChunkedArray,
+    seen_epoch: pa.ChunkedArray,
+) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    instance, _ = find_session(order["session"])
+    found = instance.generation(order["generation"])
+    if found is not None and seen_epoch[0].as_py() >= found[0].seal.epoch:
+        generation, index = found
+        try:
+            return search_generation(
+                generation,
+                METRICS[generation.segments[0].segment.row.metric],
+                queries,
+                order["k"],
+                order["params"],
+                visible_rows=visible_rows[0].as_py(),
+                threads=instance.threads,
+            )
+        except VectorIndexError as error:
+            index.last_error = str(error)
+            logger.warning("%s", error)
+    return _everything_up_to(order["watermark"], len(queries))
+
+
+def _everything_up_to(
+    watermark: int, queries: int
+) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    rows = watermark + 1
+    offsets = np.arange(queries + 1, dtype=np.int32) * np.int32(rows)
+    return np.tile(np.arange(rows, dtype=np.int64), queries), offsets
