@@ -99,7 +99,7 @@ def create(
     **options: Any,
 ) -> dict[str, Any]:
     """Create an index with the type's parameters from PARAMS; return its row."""
-    params = options.pop("params", PARAMS[index_type])
+    params = options.pop("params") if "params" in options else PARAMS[index_type]
     named = "".join(f", {name} := ${name}" for name in options)
     result = con.execute(
         f"FROM create_vector_index($collection, $index_type, $params{named})",

@@ -146,9 +146,7 @@ def test_checkpoints_and_reopening(
         con.close()
 
 
-def test_changes_made_without_duckvec_are_noticed(
-    path: Path, vectors: Vectors
-) -> None:
+def test_changes_made_without_duckvec_are_noticed(path: Path, vectors: Vectors) -> None:
     con = duckvec.connect(str(path))
     create_table(con, vectors)
     create(con, "IVF_FLAT")

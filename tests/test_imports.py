@@ -27,12 +27,15 @@ LAYERS = [
     "catalog",
     "tracking",
     "reader",
+    "states",
     "instance",
     "search",
+    "writer",
     "builder",
     "background",
     "manage",
     "inspection",
+    "plan_text",
     "planner",
     "udfs",
     "install",
@@ -40,7 +43,8 @@ LAYERS = [
     "__init__",
 ]
 
-# Inside a package, modules may share these, and know nothing else of each other.
+# Inside a package, modules may share these and the private ones, and know nothing
+# else of each other.
 SHARED = {
     "index_types": "duckvec.index_types.base",
     "udfs": "duckvec.udfs.registry",
@@ -102,7 +106,8 @@ def _may_import(module: str, target: str) -> bool:
     package = _layer(module)
     if module == f"duckvec.{package}":
         return True
-    return target == SHARED.get(package) and target != module
+    shared = target == SHARED.get(package) or target.split(".")[-1].startswith("_")
+    return shared and target != module
 
 
 @everywhere

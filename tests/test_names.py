@@ -49,7 +49,8 @@ def test_columns_named_like_our_own_words(
     found = [(row[0], row[-1]) for row in rows]
     assert_same(found, exact(con, vectors.query(0), 5))
     filtered = con.execute(
-        "SELECT k FROM vector_search('odd', ?, 5, filter := 'k < 100 AND distance < 50')",
+        "SELECT k FROM "
+        "vector_search('odd', ?, 5, filter := 'k < 100 AND distance < 50')",
         [vectors.query(0)],
     ).fetchall()
     assert len(filtered) == 5
@@ -63,7 +64,9 @@ def test_a_column_called_rowid_is_scanned_exactly(
     con.execute('CREATE TABLE t AS SELECT *, 7 - id AS "RowId" FROM items')
     with pytest.raises(duckdb.Error, match="rowid"):
         create(con, "FLAT", "t")
-    assert_same(search(con, vectors.query(0), collection="t"), exact(con, vectors.query(0)))
+    assert_same(
+        search(con, vectors.query(0), collection="t"), exact(con, vectors.query(0))
+    )
 
 
 @pytest.mark.parametrize("index_type", [None, "FLAT"])
@@ -104,7 +107,9 @@ def test_schemas_attached_databases_and_use(
             create(con, index_type, place)
     query = vectors.query(0)
     for place in places:
-        assert_same(search(con, query, collection=place), exact(con, query, source=place))
+        assert_same(
+            search(con, query, collection=place), exact(con, query, source=place)
+        )
     con.execute("USE other")
     assert_same(search(con, query, collection="one"), exact(con, query, source="one"))
     con.execute("USE shop")
@@ -112,7 +117,10 @@ def test_schemas_attached_databases_and_use(
     con.execute("USE shop.inner")
     found = search(con, query, collection="three")
     assert_same(found, exact(con, query, source="three"))
-    assert_same(search(con, query, collection="test.items"), exact(con, query, source="test.items"))
+    assert_same(
+        search(con, query, collection="test.items"),
+        exact(con, query, source="test.items"),
+    )
     con.execute("INSERT INTO three VALUES (-1, 0, ?)", [query])
     con.execute("BEGIN")
     con.execute("DELETE FROM three WHERE id % 2 = 0")
@@ -162,7 +170,7 @@ def test_temporary_and_uncommitted_tables_are_scanned_exactly(
         found = search(con, query, collection=name, column_name="embedding")
         assert_same(found, exact(con, query))
     con.execute("ROLLBACK")
-    with pytest.raises(duckdb.Error, match='no table "tmp".*column_name'):
+    with pytest.raises(duckdb.Error, match=r'no table "tmp".*column_name'):
         search(con, query, collection="tmp")
 
 
@@ -182,8 +190,10 @@ def test_a_temporary_table_that_hides_an_indexed_one_is_not_mixed_up(
 ) -> None:
     create_table(con, vectors)
     create(con, "FLAT")
-    con.execute("CREATE TEMP TABLE items AS SELECT id + 50000 AS id, price, embedding "
-                "FROM test.main.items")
+    con.execute(
+        "CREATE TEMP TABLE items AS SELECT id + 50000 AS id, price, embedding "
+        "FROM test.main.items"
+    )
     query = vectors.query(0)
     found = search(con, query, collection="test.main.items")
     assert max(number for number, _ in found) < 50000
@@ -195,11 +205,13 @@ def test_several_vector_columns(
     create_table(con, vectors)
     con.execute("CREATE TABLE two AS SELECT *, embedding AS other FROM items")
     query = vectors.query(0)
-    with pytest.raises(duckdb.Error, match='2 vector columns.*"embedding", "other"'):
+    with pytest.raises(duckdb.Error, match=r'2 vector columns.*"embedding", "other"'):
         search(con, query, collection="two")
     create(con, "FLAT", "two", column_name="OTHER")
     create(con, "IVF_FLAT", "two", column_name="embedding")
     for name in ("embedding", "other"):
-        assert_same(search(con, query, collection="two", column_name=name), exact(con, query))
+        assert_same(
+            search(con, query, collection="two", column_name=name), exact(con, query)
+        )
     names = con.execute("SELECT column_name FROM vector_indexes() ORDER BY ALL")
     assert names.fetchall() == [("embedding",), ("other",)]

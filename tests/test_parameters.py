@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 import pytest
 
 from duckvec.errors import ParameterError, UnknownMetricError, VectorIndexError
@@ -120,18 +121,18 @@ def test_params_are_read_as_json_or_between_angle_brackets(
         ),
         (
             '{"nlist": NaN}',
-            "params '{\"nlist\": NaN}' is no JSON that can be read (NaN is none of its "
-            'numbers); write it like {"nlist": 1024}',
+            "params '{\"nlist\": NaN}' is no JSON (NaN is no number of JSON's); "
+            'write it like {"nlist": 1024}',
         ),
         (
             '{"nlist": -Infinity}',
-            "params '{\"nlist\": -Infinity}' is no JSON that can be read (-Infinity is "
-            'none of its numbers); write it like {"nlist": 1024}',
+            "params '{\"nlist\": -Infinity}' is no JSON (-Infinity is no number of "
+            'JSON\'s); write it like {"nlist": 1024}',
         ),
         (
             '{"nlist": 1e400}',
-            "params '{\"nlist\": 1e400}' is no JSON that can be read (1e400 is too "
-            'large); write it like {"nlist": 1024}',
+            "params '{\"nlist\": 1e400}' is no JSON (1e400 is too large a number); "
+            'write it like {"nlist": 1024}',
         ),
     ],
 )
@@ -329,7 +330,6 @@ def test_metrics_are_found_in_any_case() -> None:
 
 
 def test_rows_are_normalised_without_a_second_copy() -> None:
-    np = pytest.importorskip("numpy")
     vectors = np.random.default_rng(0).standard_normal((20_000, 3)).astype(np.float32)
     vectors[5] = 0
     vectors[6] = 1e30

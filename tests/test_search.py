@@ -102,9 +102,7 @@ def test_the_table_s_columns_come_back_with_the_distance(
     for index_type in (None, "IVF_FLAT"):
         if index_type:
             create(con, index_type)
-        result = con.execute(
-            "FROM vector_search('items', ?, 3)", [vectors.query(0)]
-        )
+        result = con.execute("FROM vector_search('items', ?, 3)", [vectors.query(0)])
         names = [column[0] for column in result.description or ()]
         assert names == ["id", "price", "embedding", "distance"]
 
@@ -157,12 +155,12 @@ def test_subqueries_views_ctes_and_prepared_statements(
     assert indexed.execute(f"EXECUTE near({literal})").fetchall() == wanted
     # The prepared statement and the view follow the index and the rows.
     indexed.execute(f"INSERT INTO items VALUES (99999, 1, {literal})")
-    assert indexed.execute(f"EXECUTE near({literal})").fetchall()[0] == (99999, 0.0)
-    assert indexed.execute("FROM nearest").fetchall()[0] == (99999, 0.0)
+    assert indexed.execute(f"EXECUTE near({literal})").fetchall()[0][0] == 99999
+    assert indexed.execute("FROM nearest").fetchall()[0][0] == 99999
     create(indexed, "IVF_FLAT")
-    assert indexed.execute(f"EXECUTE near({literal})").fetchall()[0] == (99999, 0.0)
+    assert indexed.execute(f"EXECUTE near({literal})").fetchall()[0][0] == 99999
     indexed.execute("CALL drop_vector_index('items')")
-    assert indexed.execute(f"EXECUTE near({literal})").fetchall()[0] == (99999, 0.0)
+    assert indexed.execute(f"EXECUTE near({literal})").fetchall()[0][0] == 99999
 
 
 @pytest.mark.parametrize("index_type", [None, "FLAT", "IVF_FLAT", "IVF_SQ8"])
@@ -287,8 +285,12 @@ def test_several_searches_in_one_statement(
         "vector_search('items', $b, 2) b",
         {"a": vectors.query(0), "b": vectors.query(1)},
     ).fetchall()
-    assert {row[0] for row in rows} == {n for n, _ in search(indexed, vectors.query(0), 2)}
-    assert {row[1] for row in rows} == {n for n, _ in search(indexed, vectors.query(1), 2)}
+    assert {row[0] for row in rows} == {
+        n for n, _ in search(indexed, vectors.query(0), 2)
+    }
+    assert {row[1] for row in rows} == {
+        n for n, _ in search(indexed, vectors.query(1), 2)
+    }
 
 
 def test_the_handle_searches_one_vector_and_many(
@@ -303,8 +305,9 @@ def test_the_handle_searches_one_vector_and_many(
         many = handle.search("items", vectors.queries, 3, params={"nprobe": 32})
         assert many.columns[0] == "query_index"
         assert len(many.fetchall()) == 3 * len(vectors.queries)
-        queries = arrow_table(vectors.queries)
-        con.execute("CREATE TABLE queries AS FROM queries")
+        data = arrow_table(vectors.queries)
+        con.execute("CREATE TABLE queries AS FROM data")
+        del data
         table = handle.search("queries", "queries", 1)
         assert [row[-1] for row in table.fetchall()] == pytest.approx(
             np.zeros(len(vectors.queries)), abs=1e-3

@@ -7,7 +7,8 @@ from typing import Any
 
 from duckvec import inspection
 from duckvec.errors import VectorIndexError
-from duckvec.instance import Instance, Session, find_session
+from duckvec.instance import Instance, find_session
+from duckvec.states import Session
 from duckvec.udfs.registry import udf
 
 _INDEX = """STRUCT(
@@ -31,17 +32,13 @@ _TYPE = """STRUCT(
 )"""
 
 
-@udf(
-    "__duckvec_indexes", ("INTEGER",), f'STRUCT(error VARCHAR, "row" {_INDEX}[])'
-)
+@udf("__duckvec_indexes", ("INTEGER",), f'STRUCT(error VARCHAR, "row" {_INDEX}[])')
 def indexes(session: int) -> dict[str, Any]:
     """Return a row for each indexed column."""
     return _rows(session, inspection.list_indexes)
 
 
-@udf(
-    "__duckvec_segments", ("INTEGER",), f'STRUCT(error VARCHAR, "row" {_SEGMENT}[])'
-)
+@udf("__duckvec_segments", ("INTEGER",), f'STRUCT(error VARCHAR, "row" {_SEGMENT}[])')
 def segments(session: int) -> dict[str, Any]:
     """Return a row for each segment."""
     return _rows(session, inspection.list_segments)

@@ -4,7 +4,7 @@
 import duckvec
 
 con = duckvec.connect("shop.db")
-con.execute("CALL create_vector_index('items', 'IVF_FLAT', '{\"nlist\": 256}')")
+con.execute("CALL create_vector_index('items', 'IVF_FLAT', {'nlist': 256})")
 con.execute("FROM vector_search('items', ?, 10)", [vector]).fetchall()
 ```
 """

@@ -14,9 +14,10 @@ import duckdb
 
 from duckvec import builder
 from duckvec.errors import VectorIndexError
-from duckvec.instance import DatabaseState, IndexState, Instance, Session
+from duckvec.instance import Instance
 from duckvec.keeper import Task
 from duckvec.sql_text import quote_path
+from duckvec.states import DatabaseState, IndexState, Session
 from duckvec.tables import Caller, Table, find_table, read_only
 
 logger = logging.getLogger("duckvec")
@@ -28,6 +29,8 @@ WHERE NOT internal
 ORDER BY database_name
 """
 
+# How long a search waits for short work of its own making.
+BRIEF_SECONDS = 0.5
 # Fewer new rows than this stay in the tail: scanning them costs less than a segment.
 MINIMUM_SEGMENT_ROWS = 4096
 
@@ -41,8 +44,8 @@ def prepare(instance: Instance, state: DatabaseState) -> Task:
 def prepare_session(instance: Instance, session: Session) -> None:
     """Guard the indexed databases for a newly loaded connection.
 
-    Runs inside the user's call of `load`. Arming the guards is waited for, so that the
-    first search may use the indexes; proving them goes on in the background.
+    Runs inside the user's call of `load`. Arming the guards is waited for; proving the
+    indexes is left to the first search.
     """
     with read_only(session.cursor()) as cursor:
         states = [
@@ -59,7 +62,6 @@ def prepare_session(instance: Instance, session: Session) -> None:
 
         name = f'guarding the row ids of database "{state.name}"'
         instance.keeper.submit(name, arm).wait()
-        prepare(instance, state)
 
 
 def refresh(
@@ -80,9 +82,11 @@ def seal_tails(instance: Instance) -> Task:
 
     def work(task: Task) -> None:
         for state in list(instance.databases.values()):
-            if state.read_only or not state.has_catalog:
+            if not state.has_catalog:
                 continue
             _prepare(task, instance, state)
+            if state.read_only:
+                continue
             for index in list(state.indexes.values()):
                 task.check()
                 with _recording(index):
@@ -91,9 +95,7 @@ def seal_tails(instance: Instance) -> Task:
     return _once(instance, "indexing new rows", work)
 
 
-def locate(
-    instance: Instance, state: DatabaseState, index: IndexState
-) -> Table | None:
+def locate(instance: Instance, state: DatabaseState, index: IndexState) -> Table | None:
     """Return the table of an index as it is now; None where it is gone."""
     row = index.row
     path = quote_path((state.name, row.schema_name, row.table_name))
@@ -115,7 +117,10 @@ def _prepare(task: Task, instance: Instance, state: DatabaseState) -> None:
         generation = index.generation
         if not index.segments or (generation and generation.chain == chain):
             continue
+        if index.failed_chain == chain:
+            continue
         with _recording(index):
+            index.failed_chain = chain  # not tried again at each search
             table = locate(instance, state, index)
             if table is None:
                 index.last_error = (
@@ -124,6 +129,7 @@ def _prepare(task: Task, instance: Instance, state: DatabaseState) -> None:
                 )
             else:
                 builder.prove_index(task, instance, state, index, table, chain)
+                index.failed_chain = None
 
 
 def _seal_tail(
@@ -149,6 +155,19 @@ def _recording(index: IndexState) -> Iterator[None]:
     except (VectorIndexError, duckdb.Error, OSError) as error:
         index.last_error = str(error)
         logger.warning("%s", error)
+
+
+def wait_briefly(task: Task) -> bool:
+    """Wait for a task inside a call of the user's; return whether it has ended.
+
+    Most work is short, and then over before the call returns, so that nothing of ours
+    keeps the file open when the connection is closed next. Long work goes on.
+    """
+    try:
+        task.wait(BRIEF_SECONDS)
+    except (VectorIndexError, duckdb.Error, OSError, TimeoutError) as error:
+        logger.debug("%s", error)
+    return task.done
 
 
 def _once(instance: Instance, name: str, work: Callable[[Task], None]) -> Task:

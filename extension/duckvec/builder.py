@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from datetime import datetime, timezone
 
 import duckdb
@@ -19,14 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from duckvec import catalog, paths
-from duckvec.calibration import calibrate
 from duckvec.catalog import IndexRow
-from duckvec.errors import ColumnError, NotIndexableError
+from duckvec.errors import NotIndexableError
 from duckvec.index_types import get_index_type
-from duckvec.index_types.base import IndexType
-from duckvec.instance import DatabaseState, IndexState, Instance
+from duckvec.instance import Instance
 from duckvec.keeper import Task
-from duckvec.metrics import METRICS, Metric, normalize_rows_inplace
+from duckvec.metrics import METRICS
 from duckvec.reader import (
     count_rows,
     find_dimension,
@@ -35,54 +33,27 @@ from duckvec.reader import (
     require_equal_lengths,
 )
 from duckvec.segments import (
-    FORMAT_VERSION,
     Segment,
-    SegmentRow,
     hash_vectors,
-    write_segment,
 )
-from duckvec.sql_text import quote_identifier, quote_path
+from duckvec.sql_text import quote_path
+from duckvec.states import DatabaseState, IndexState
 from duckvec.tables import Table, VectorColumn, find_column
 from duckvec.tracking import (
-    READ_ONLY_CHAIN,
+    UNSEALED,
     Generation,
     LiveSegment,
     Seal,
     live_segment,
     prove,
 )
+from duckvec.writer import Order, remove_files, write_segments
 
 _FIND_OID = """
 SELECT table_oid
 FROM duckdb_tables()
 WHERE database_name = $database AND schema_name = $schema AND table_name = $name
 """
-
-
-@dataclass(frozen=True)
-class Order:
-    """What to build: a checked request.
-
-    `params` are as the user gave them; each segment clamps them to its rows.
-    """
-
-    table: Table
-    column: VectorColumn
-    index_type: IndexType
-    metric: Metric
-    params: Mapping[str, int]
-    index_file_size: int
-
-
-@dataclass
-class _Written:
-    """The segments of one build, with what was learnt on the way."""
-
-    live: list[LiveSegment]
-    search_params: dict[str, int]
-    skipped_rows: int
-    watermark: int
-    covered_rows: int
 
 
 def build_index(
@@ -113,7 +84,7 @@ def build_index(
         if dimension is not None:
             require_equal_lengths(cursor, table, order.column, dimension)
         seal_transaction = _seal_transaction(task, instance, state)
-        written = _write_segments(
+        written = write_segments(
             task, instance, state, order, cursor, dimension, index_id, strict=True
         )
     now = datetime.now(timezone.utc).replace(tzinfo=None)
@@ -138,7 +109,7 @@ def build_index(
     try:
         epoch = _commit(task, instance, state, row, segments)
     except BaseException:
-        _remove_files(segments)
+        remove_files(segments)
         raise
     generation = Generation(
         chain=chain,
@@ -152,9 +123,10 @@ def build_index(
         replaced = old.segments if old else ()
         index = old if old else IndexState(row)
         index.row, index.segments, index.last_error = row, segments, None
+        index.failed_chain = None
         index.use(generation)
         state.indexes[key] = index
-    _remove_files(replaced)
+    remove_files(replaced)
     return row
 
 
@@ -178,7 +150,7 @@ def drop_index(
         index.row, index.segments, index.last_error = row, (), None
         index.use(None)
         index.previous = None
-    _remove_files(replaced)
+    remove_files(replaced)
     return row
 
 
@@ -207,7 +179,9 @@ def prove_index(
     if row.dimension is None:
         return
     with _snapshot(task, instance, state, table) as cursor:
-        seal_transaction = _seal_transaction(task, instance, state)
+        seal_transaction = (
+            UNSEALED if state.read_only else _seal_transaction(task, instance, state)
+        )
         rowids, hashes = [np.empty(0, np.int64)], [np.empty(0, np.uint64)]
         for batch in read_vectors(cursor, table, column, row.dimension):
             task.check()
@@ -240,7 +214,7 @@ def refresh_index(
     index: IndexState,
     table: Table,
 ) -> None:
-    """Look which rows of the current generation are gone, so that searches skip them."""
+    """Look which rows of a generation are gone, so that searches skip them."""
     old = index.generation
     if old is None or old.table_oid != table.oid:
         return
@@ -287,7 +261,7 @@ def extend_index(
         seal_transaction = _seal_transaction(task, instance, state)
         there = read_rowids(cursor, table, old.watermark)
         dimension = row.dimension or find_dimension(cursor, table, order.column)
-        written = _write_segments(
+        written = write_segments(
             task,
             instance,
             state,
@@ -312,7 +286,7 @@ def extend_index(
     try:
         epoch = _commit(task, instance, state, extended, segments)
     except BaseException:
-        _remove_files(tuple(live.segment for live in written.live))
+        remove_files(tuple(live.segment for live in written.live))
         raise
     kept = tuple(_without_gone(part, there) for part in old.segments)
     with instance.lock:
@@ -336,7 +310,7 @@ def extend_index(
 def _snapshot(
     task: Task, instance: Instance, state: DatabaseState, table: Table
 ) -> Iterator[duckdb.DuckDBPyConnection]:
-    """Hold a read-only transaction that sees the table, and check that it is the one."""
+    """Hold a read-only transaction that sees the table, if it is still the one."""
     cursor = instance.background_cursor()
     try:
         task.beginning(lambda: cursor.execute("BEGIN TRANSACTION READ ONLY"))
@@ -365,135 +339,6 @@ def _seal_transaction(task: Task, instance: Instance, state: DatabaseState) -> i
         cursor.close()
 
 
-def _write_segments(
-    task: Task,
-    instance: Instance,
-    state: DatabaseState,
-    order: Order,
-    cursor: duckdb.DuckDBPyConnection,
-    dimension: int | None,
-    index_id: str,
-    *,
-    strict: bool,
-    after: int = -1,
-    first_number: int = 0,
-) -> _Written:
-    """Read the rows after a row id and write them as segments.
-
-    Where `strict`, a NaN or infinite component is an error; else the row is skipped.
-    """
-    rows, vectors, last = count_rows(cursor, order.table, order.column)
-    result = _Written([], {}, 0, last, rows)
-    if dimension is None or vectors == 0 or last <= after:
-        return result
-    if after >= 0:
-        vectors -= _count_up_to(cursor, order, after)
-    capacity = max(1, order.index_file_size * (1 << 20) // (4 * dimension))
-    buffer = np.empty((min(capacity, vectors), dimension), dtype=np.float32)
-    rowids = np.empty(len(buffer), dtype=np.int64)
-    filled, read, not_finite = 0, 0, 0
-    example = -1
-
-    def seal() -> None:
-        result.live.append(
-            _write_segment(
-                task,
-                instance,
-                state,
-                order,
-                buffer[:filled],
-                rowids[:filled],
-                index_id,
-                first_number + len(result.live),
-                result,
-            )
-        )
-
-    batches = read_vectors(cursor, order.table, order.column, dimension, after)
-    for batch in batches:
-        task.check()
-        if len(batch.not_finite):
-            example = int(batch.not_finite[0]) if not not_finite else example
-            not_finite += len(batch.not_finite)
-        start = 0
-        while start < len(batch.rowids):
-            take = min(len(buffer) - filled, len(batch.rowids) - start)
-            buffer[filled : filled + take] = batch.vectors[start : start + take]
-            rowids[filled : filled + take] = batch.rowids[start : start + take]
-            filled, start = filled + take, start + take
-            if filled == len(buffer) and not (strict and not_finite):
-                seal()
-                filled = 0
-        read += len(batch.rowids)
-        task.progress = min(0.99, read / max(1, vectors))
-    if not_finite and strict:
-        _remove_files(tuple(live.segment for live in result.live))
-        name = quote_identifier(order.column.name)
-        raise ColumnError(
-            f"{not_finite} {'vector' if not_finite == 1 else 'vectors'} in {name} of "
-            f"{order.table.label} {'holds' if not_finite == 1 else 'hold'} NaN or "
-            f"infinite values, such as the one at rowid {example}; set them to NULL"
-        )
-    if filled:
-        seal()
-    result.skipped_rows = vectors - read
-    return result
-
-
-def _write_segment(
-    task: Task,
-    instance: Instance,
-    state: DatabaseState,
-    order: Order,
-    vectors: NDArray[np.float32],
-    rowids: NDArray[np.int64],
-    index_id: str,
-    number: int,
-    result: _Written,
-) -> LiveSegment:
-    """Build and write one segment; `vectors` is normalised in place where needed."""
-    started = time.perf_counter()
-    hashes = hash_vectors(vectors)
-    if order.metric.normalizes:
-        normalize_rows_inplace(vectors)
-    rows, dimension = vectors.shape
-    kind = order.index_type
-    params = kind.effective_params(order.params, rows, dimension)
-    built = kind.build(
-        vectors,
-        order.metric,
-        params,
-        threads=instance.threads,
-        cancelled=lambda: task.cancelled,
-    )
-    task.check()
-    if not result.search_params:
-        result.search_params = calibrate(kind, built, vectors, order.metric, params)
-    segment_id = paths.new_segment_id()
-    library, _, version = built.library_note.partition(" ")
-    row = SegmentRow(
-        segment_id=segment_id,
-        index_id=index_id,
-        segment=number,
-        index_type=kind.name,
-        metric=order.metric.name,
-        dimension=dimension,
-        row_count=rows,
-        params=params,
-        file=segment_id + paths.INDEX_ENDING,
-        map_file=segment_id + paths.MAP_ENDING,
-        size_bytes=0,
-        checksum="",
-        format_version=FORMAT_VERSION,
-        library=library,
-        library_version=version,
-        build_seconds=time.perf_counter() - started,
-    )
-    folder = instance.folder(state)
-    segment = write_segment(row, folder, built, rowids, hashes)
-    return LiveSegment(segment, rowids.copy(), None)
-
-
 def _commit(
     task: Task,
     instance: Instance,
@@ -516,7 +361,7 @@ def _commit(
 
 def _advance_epoch(task: Task, instance: Instance, state: DatabaseState) -> int:
     if state.read_only:
-        return READ_ONLY_CHAIN
+        return UNSEALED
     cursor = instance.background_cursor()
     try:
         task.beginning(lambda: cursor.execute("BEGIN TRANSACTION"))
@@ -535,25 +380,5 @@ def _without_gone(part: LiveSegment, there: NDArray[np.int64]) -> LiveSegment:
     return live_segment(part.segment, np.where(there[at] == part.rowids, there[at], -1))
 
 
-def _count_up_to(
-    cursor: duckdb.DuckDBPyConnection, order: Order, rowid: int
-) -> int:
-    name = quote_identifier(order.column.name)
-    found = cursor.execute(
-        f"SELECT count({name}) FROM {order.table.path} WHERE rowid <= {rowid:d}"
-    ).fetchall()
-    return int(found[0][0])
-
-
 def _column_of(table: Table, row: IndexRow) -> VectorColumn:
     return find_column(table, row.column_name)
-
-
-def _remove_files(segments: tuple[Segment, ...]) -> None:
-    """Delete the files of segments that no catalog row names any more.
-
-    Searches that still run keep what they have opened.
-    """
-    for segment in segments:
-        for path in segment.files():
-            paths.remove(path)

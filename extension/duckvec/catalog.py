@@ -104,9 +104,7 @@ def read_indexes(cursor: duckdb.DuckDBPyConnection, database: str) -> list[Index
     ]
 
 
-def read_segments(
-    cursor: duckdb.DuckDBPyConnection, database: str
-) -> list[SegmentRow]:
+def read_segments(cursor: duckdb.DuckDBPyConnection, database: str) -> list[SegmentRow]:
     """Return all rows of `segments`."""
     return [
         SegmentRow(*_decode(SegmentRow, row))

@@ -15,8 +15,9 @@ import pyarrow as pa
 from duckvec import background
 from duckvec.errors import ClosedError, QueryError
 from duckvec.install import install, uninstall
-from duckvec.instance import Instance, Session
+from duckvec.instance import Instance
 from duckvec.sql_text import parse_collection, quote_identifier, quote_path
+from duckvec.states import Session
 from duckvec.tables import Caller, read_only, require_table, vector_columns
 
 
@@ -75,7 +76,9 @@ class VectorIndexes:
             },
         )
 
-    def drop(self, collection: str, *, column_name: str | None = None) -> dict[str, Any]:
+    def drop(
+        self, collection: str, *, column_name: str | None = None
+    ) -> dict[str, Any]:
         """Drop an index, back to exact scans; writes to the database."""
         return self._row(
             "FROM drop_vector_index($collection, column_name := $column_name)",
@@ -137,8 +140,8 @@ class VectorIndexes:
         )
         source = call.format(query="__queries.query_vector")
         relation = connection.sql(
-            f"SELECT __queries.query_index, __hits.* FROM duckvec_queries AS __queries, "
-            f"{source} AS __hits",
+            "SELECT __queries.query_index, __hits.* "
+            f"FROM duckvec_queries AS __queries, {source} AS __hits",
             params=options,
         )
         del duckvec_queries
@@ -201,9 +204,14 @@ class VectorIndexes:
 
     def _query_table(self, name: str) -> tuple[str, str]:
         """Return the quoted path of a table of queries, and its vector column."""
-        row = self._open().execute(
-            "SELECT current_database(), current_schema(), current_setting('search_path')"
-        ).fetchall()[0]
+        row = (
+            self._open()
+            .execute(
+                "SELECT current_database(), current_schema(), "
+                "current_setting('search_path')"
+            )
+            .fetchall()[0]
+        )
         with read_only(self._session.cursor()) as cursor:
             table = require_table(cursor, name, Caller(self._session.number, *row))
         columns = vector_columns(table)
@@ -242,7 +250,7 @@ def load(
 
 
 def unload(con: duckdb.DuckDBPyConnection) -> None:
-    """Take duckvec's functions away from a connection; no error where there are none."""
+    """Take the functions away from a connection; no error where there are none."""
     uninstall(con)
 
 
@@ -277,8 +285,10 @@ def _as_batch(query: Any) -> pa.Array | None:
         if pa.types.is_floating(query.type) or pa.types.is_integer(query.type):
             return None
         return query
-    if isinstance(query, Sequence) and query and not isinstance(
-        query[0], (Sequence, np.ndarray)
+    if (
+        isinstance(query, Sequence)
+        and query
+        and not isinstance(query[0], (Sequence, np.ndarray))
     ):
         return None
     array = np.asarray(query)
@@ -286,7 +296,8 @@ def _as_batch(query: Any) -> pa.Array | None:
         return None
     if array.ndim != 2:
         raise QueryError(
-            f"the query has {array.ndim} array dimensions; give one vector (1) or many (2)"
+            f"the query is an array of {array.ndim} dimensions; give one vector (1) "
+            "or many (2)"
         )
     flat = np.ascontiguousarray(array, dtype=np.float32).ravel()
     return pa.FixedSizeListArray.from_arrays(pa.array(flat), array.shape[1])

@@ -9,10 +9,11 @@ import duckdb
 
 from duckvec import background
 from duckvec.index_types import INDEX_TYPES
-from duckvec.instance import DatabaseState, IndexState, Instance, Session
+from duckvec.instance import Instance
 from duckvec.metrics import METRICS
-from duckvec.tables import Caller, Table, find_column, find_table, read_only
 from duckvec.sql_text import quote_identifier, quote_path
+from duckvec.states import DatabaseState, IndexState, Session
+from duckvec.tables import Caller, Table, find_column, find_table, read_only
 
 _DATABASES = """
 SELECT database_name, database_oid
@@ -154,8 +155,12 @@ def _status(
         if error := segment.check():
             return "broken", error, 1.0
     if index.segments and index.generation is None:
-        background.prepare(instance, state)
-        return "stale", index.last_error, 1.0
+        background.wait_briefly(background.prepare(instance, state))
+        for segment in index.segments:
+            if error := segment.check():
+                return "broken", error, 1.0
+        if index.generation is None:
+            return "stale", index.last_error, 1.0
     return "ready", index.last_error, 1.0
 
 
@@ -170,7 +175,9 @@ def _counts(
     dimension = index.row.dimension
     usable = "true"
     if dimension is not None:
-        usable = f"list_count({vector}) = {dimension:d} AND len({vector}) = {dimension:d}"
+        usable = (
+            f"list_count({vector}) = {dimension:d} AND len({vector}) = {dimension:d}"
+        )
         if column.length is not None:
             usable = "true"
     watermark = index.generation.watermark if index.generation else -1
@@ -190,4 +197,3 @@ def _counts(
 
 def _text(value: object) -> str | None:
     return None if value is None else str(value)
-

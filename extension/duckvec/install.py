@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import atexit
 import importlib
+import itertools
 import logging
 import os
 import threading
 
 import duckdb
+from duckdb.func import FunctionNullHandling, PythonUDFType
 
 from duckvec.errors import ClosedError
-from duckvec.instance import Instance, Session
+from duckvec.instance import Instance
 from duckvec.sql_text import read_sql
+from duckvec.states import Session
 
 logger = logging.getLogger("duckvec")
 
@@ -83,7 +86,7 @@ def _macro_names(file: str) -> set[str]:
     words = read_sql(file).split()
     return {
         after.partition("(")[0]
-        for word, after in zip(words, words[1:], strict=False)
+        for word, after in itertools.pairwise(words)
         if word == "MACRO"
     }
 
@@ -96,9 +99,7 @@ def _find_instance(cursor: duckdb.DuckDBPyConnection) -> Instance | None:
     return _instances[number]
 
 
-def _new_instance(
-    cursor: duckdb.DuckDBPyConnection, directory: str | None
-) -> Instance:
+def _new_instance(cursor: duckdb.DuckDBPyConnection, directory: str | None) -> Instance:
     threads = cursor.execute("SELECT current_setting('threads')").fetchall()[0][0]
     instance = Instance(directory, int(threads) or os.cpu_count() or 1)
     number = len(_registered)
@@ -112,9 +113,9 @@ def _new_instance(
             udf.function,
             [duckdb.sqltype(text) for text in udf.arguments],
             duckdb.sqltype(udf.returns),
-            type="arrow" if udf.arrow else "native",
+            type=PythonUDFType.ARROW if udf.arrow else PythonUDFType.NATIVE,
             side_effects=udf.side_effects,
-            null_handling="special",
+            null_handling=FunctionNullHandling.SPECIAL,
         )
 
     def identity() -> int:

@@ -7,28 +7,24 @@ hold locks of DuckDB's.
 
 from __future__ import annotations
 
-import itertools
 import logging
-import os
 import threading
 import time
 import weakref
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import duckdb
 
 from duckvec import catalog, paths
-from duckvec.catalog import IndexRow, SegmentRow
 from duckvec.errors import ClosedError, VectorIndexError
 from duckvec.keeper import Keeper, Task
-from duckvec.segments import Segment
+from duckvec.segments import Segment, SegmentRow
+from duckvec.states import DatabaseState, IndexState, Session
 from duckvec.tables import Caller, Table
 from duckvec.tracking import READ_ONLY_CHAIN, Generation, Guard, new_chain
 
 logger = logging.getLogger("duckvec")
 
-_session_numbers = itertools.count(1)
 _instances: dict[int, Instance] = {}
 
 LOOKUP_SECONDS = 1.0
@@ -38,94 +34,6 @@ SELECT path, readonly, type, encrypted
 FROM duckdb_databases()
 WHERE database_oid = $oid
 """
-
-
-class Session:
-    """One loaded connection, known by a number that its macros carry.
-
-    Only a weak reference to the connection is held, so that letting go of it closes
-    it; its guards are cursors of it, and end with it.
-    """
-
-    def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
-        self.number = next(_session_numbers)
-        self.connection = weakref.ref(connection)
-        self.guards: dict[int, Guard] = {}
-
-    def cursor(self) -> duckdb.DuckDBPyConnection:
-        """Return a new cursor of the connection.
-
-        Raises:
-            ClosedError: the connection is closed or gone.
-        """
-        connection = self.connection()
-        if connection is not None:
-            try:
-                return connection.cursor()
-            except duckdb.ConnectionException:
-                pass
-        raise ClosedError("the connection is closed; connect and load again")
-
-    @property
-    def open(self) -> bool:
-        """Whether the connection is still open."""
-        try:
-            self.cursor().close()
-        except ClosedError:
-            return False
-        return True
-
-
-@dataclass
-class IndexState:
-    """One indexed column as this process knows it; fields change under the lock."""
-
-    row: IndexRow
-    segments: tuple[Segment, ...] = ()
-    generation: Generation | None = None
-    previous: Generation | None = None
-    last_error: str | None = None
-    surplus_sign: object = None
-    surplus: int = 0
-
-    def use(self, generation: Generation | None) -> None:
-        """Make `generation` the one that new plans get; running ones keep theirs."""
-        self.previous, self.generation = self.generation, generation
-        self.surplus_sign, self.surplus = None, 0
-
-
-@dataclass
-class DatabaseState:
-    """One attached database: what it is, and its indexes where it has any."""
-
-    name: str
-    oid: int
-    path: str | None
-    read_only: bool
-    kind: str
-    encrypted: bool
-    has_catalog: bool = False
-    error: str | None = None
-    folder: Path | None = None
-    indexes: dict[tuple[str, str, str], IndexState] = field(default_factory=dict)
-
-    def change_sign(self) -> object:
-        """Return what changes with every commit that reaches the disk.
-
-        Looks at the sizes and times of the database file and its log, and opens
-        neither: closing a descriptor would drop DuckDB's lock. An in-memory database
-        has no such sign: None.
-        """
-        if self.path is None:
-            return None
-        signs = []
-        for name in (self.path, self.path + ".wal"):
-            try:
-                found = os.stat(name)
-                signs.append((found.st_size, found.st_mtime_ns))
-            except OSError:
-                signs.append((0, 0))
-        return tuple(signs)
 
 
 class Instance:
@@ -145,7 +53,7 @@ class Instance:
         ] = {}
 
     def add_session(self, connection: duckdb.DuckDBPyConnection) -> Session:
-        """Remember a connection; return the session that it already has, or a new one."""
+        """Remember a connection; return the session it already has, or a new one."""
         with self.lock:
             known = self.find_session_of(connection)
             if known is not None:
@@ -306,7 +214,10 @@ class Instance:
                 rows = sorted(by_index.get(row.index_id, []), key=_segment_number)
                 segments = tuple(Segment(segment, folder) for segment in rows)
                 state.indexes[row.key] = IndexState(row, segments)
-        except VectorIndexError as error:
+            if not state.read_only:
+                # No build of this process writes here before the catalog was read.
+                paths.remove_orphans(folder, _named_files(state))
+        except (VectorIndexError, OSError) as error:
             state.error = str(error)
             logger.warning("%s", error)
 
@@ -378,7 +289,7 @@ class Instance:
     # The end
 
     def close(self) -> None:
-        """Stop the background work and let go of everything; for the end of a process."""
+        """Stop the background work and let go of everything, at the process's end."""
         self.keeper.stop(timeout=10)
         with self.lock:
             for number in list(self.sessions):
@@ -426,6 +337,15 @@ def find_session(number: int) -> tuple[Instance, Session]:
     if instance is None or session is None:
         raise ClosedError("duckvec was unloaded from this connection; load it again")
     return instance, session
+
+
+def _named_files(state: DatabaseState) -> set[str]:
+    return {
+        name
+        for index in state.indexes.values()
+        for segment in index.segments
+        for name in (segment.row.file, segment.row.map_file)
+    }
 
 
 def _segment_number(row: SegmentRow) -> int:

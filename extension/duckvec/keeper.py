@@ -16,6 +16,7 @@ logger = logging.getLogger("duckvec")
 # How long a caller waits for a write of ours to begin. Beginning takes a lock that a
 # FORCE CHECKPOINT holds while it waits for writers, the caller perhaps among them.
 BEGIN_TIMEOUT_SECONDS = 10.0
+POLL_SECONDS = 0.05
 
 
 class Task:
@@ -83,7 +84,7 @@ class Task:
         """
         until = None if timeout is None else time.monotonic() + timeout
         try:
-            while not self._done.wait(0.05):
+            while not self._done.wait(POLL_SECONDS):
                 since = self._waits_since
                 if since and time.monotonic() - since > BEGIN_TIMEOUT_SECONDS:
                     raise BusyError(
@@ -93,7 +94,7 @@ class Task:
                 if until is not None and time.monotonic() > until:
                     raise TimeoutError(f"{self.name} is still running")
         except TimeoutError:
-            raise
+            raise  # the work goes on
         except BaseException:
             self.cancel()
             raise

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from duckvec import builder, catalog, paths
-from duckvec.builder import Order
 from duckvec.catalog import IndexRow
 from duckvec.errors import NotIndexableError, ParameterError, ReadOnlyError
 from duckvec.index_types import get_index_type
-from duckvec.instance import DatabaseState, Instance, Session
+from duckvec.instance import Instance
 from duckvec.keeper import Task
 from duckvec.metrics import parse_metric
 from duckvec.parameters import check_build_params, parse_params
 from duckvec.reader import find_dimension
+from duckvec.states import DatabaseState, Session
 from duckvec.tables import (
     Caller,
     Table,
@@ -24,6 +24,7 @@ from duckvec.tables import (
     read_only,
     require_table,
 )
+from duckvec.writer import Order
 
 MIN_FILE_SIZE, MAX_FILE_SIZE = 1, 4096
 
@@ -199,7 +200,7 @@ def _known_dimension(
 
 
 def _ensure_catalog(instance: Instance, state: DatabaseState) -> None:
-    """Create the catalog in the database where it is missing, in its own transaction."""
+    """Create the catalog where it is missing, in a transaction of its own."""
     if state.has_catalog:
         return
 

@@ -259,11 +259,11 @@ def _read_json(text: str, outer: str | None = None) -> Any:
     def number(literal: str) -> float:
         value = float(literal)
         if value in (float("inf"), float("-inf")):
-            _refuse(text, f"no JSON that can be read ({shorten(literal)} is too large)")
+            _refuse(text, f"no JSON ({shorten(literal)} is too large a number)")
         return value
 
     def constant(literal: str) -> NoReturn:
-        _refuse(text, f"no JSON ({literal} is none of its numbers)")
+        _refuse(text, f"no JSON ({literal} is no number of JSON's)")
 
     try:
         return json.loads(

@@ -7,6 +7,7 @@ from the catalog must look like a generated one before it is used.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import re
 import tempfile
@@ -26,14 +27,16 @@ def artifact_folder(database_path: str | None, directory: str | None) -> Path:
 
     Args:
         database_path: the database file; None for an in-memory database.
-        directory: what `load(directory=…)` named; None for the default.
+        directory: what `load(directory=…)` named; None for the default. Databases of
+            one name from different places get folders of their own there.
     """
     if database_path is None:
         return Path(tempfile.mkdtemp(prefix="duckvec-", dir=directory))
     database = Path(database_path).absolute()
     if directory is None:
         return database.with_name(database.name + ".duckvec")
-    return Path(directory).absolute() / (database.name + ".duckvec")
+    place = hashlib.blake2b(str(database).encode(), digest_size=4).hexdigest()
+    return Path(directory).absolute() / f"{database.name}.{place}.duckvec"
 
 
 def new_segment_id() -> str:

@@ -58,10 +58,7 @@ def search_generation(
         _search_segment(live, queries, wanted, search_params, threads)
         for live in generation.segments
     ]
-    if len(found) == 1:
-        rowids = found[0][0]
-    else:
-        rowids = _nearest(found, wanted)
+    rowids = found[0][0] if len(found) == 1 else _nearest(found, wanted)
     valid = rowids >= 0
     counts = valid.sum(axis=1)
     if bool((counts < min(wanted, entries)).any()):

@@ -128,9 +128,12 @@ class Segment:
 
         Looks whether both are there; their contents are verified when they are opened.
         """
-        for path in self.files():
-            if not path.is_file():
-                return f"the artifact {path.name} is missing; build the index again"
+        try:
+            for path in self.files():
+                if not path.is_file():
+                    return f"the artifact {path.name} is missing; build the index again"
+        except ArtifactError as error:
+            return str(error)
         return self.error
 
     def memory_bytes(self) -> int:

@@ -62,9 +62,7 @@ def parse_collection(text: str | None) -> tuple[str, ...]:
         match = _NAME_PART.match(text, position)
         part = None
         if match:
-            part = (
-                match[2] if match[1] is None else match[1].replace('""', '"')
-            )
+            part = match[2] if match[1] is None else match[1].replace('""', '"')
         if not match or not part or "\x00" in part:
             raise UnknownCollectionError(
                 f"{text[:80]!r} is not a table name; write it like items, "

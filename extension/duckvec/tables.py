@@ -136,9 +136,7 @@ def find_table(
                     if len(_columns_cache) > 1000:
                         _columns_cache.clear()
                     _columns_cache[key] = columns
-                return Table(
-                    database, database_oid, schema, name, oid, kind, columns
-                )
+                return Table(database, database_oid, schema, name, oid, kind, columns)
     return None
 
 

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from duckvec.segments import Segment
 
 READ_ONLY_CHAIN = 0
+UNSEALED = -1  # all snapshots of a read-only database are the same
 
 _chain_numbers = itertools.count(READ_ONLY_CHAIN + 1)
 _generation_numbers = itertools.count(1)

@@ -8,6 +8,7 @@ k nearest: all are returned. Bounds are the usual ones of sums of n products, nÂ
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +33,7 @@ class ExactSearch:
         metric: how distances are measured.
         parameters: faiss's search parameters, with the selector; None without.
         total: how many rows can be found.
-        largest_norm: the length of the longest row.
+        longest: gives the length of the longest row; called for inner products only.
         multiplies: whether many queries go through a product of matrices.
         can_reconstruct: whether vectors can be read back by position.
     """
@@ -41,7 +42,7 @@ class ExactSearch:
     metric: Metric
     parameters: Any
     total: int
-    largest_norm: float
+    longest: Callable[[], float]
     multiplies: bool
     can_reconstruct: bool
 
@@ -98,9 +99,13 @@ class ExactSearch:
         keys, ids = self._nearest(chosen, width)
         cuts = self._cuts(chosen, keys[:, wanted - 1])
         complete = width >= self.total
+        pointless = np.full(len(chosen), self.metric.is_similarity)
+        pointless &= ~chosen.any(axis=1)  # all rows are equally far from zeros
         unsure = []
         for line, row in enumerate(rows):
             inside = (keys[line] <= cuts[line]) & (ids[line] >= 0)
+            if pointless[line]:
+                inside[wanted:] = False
             if not complete and inside[-1] and np.isfinite(cuts[line]):
                 unsure.append(row)
             else:
@@ -163,8 +168,9 @@ class ExactSearch:
         norms = np.sqrt(np.einsum("ij,ij->i", wide, wide))
         gamma = (queries.shape[1] + 8) * UNIT_ROUNDOFF
         if self.metric.is_similarity:
-            return np.asarray(last + 8 * gamma * norms * self.largest_norm)
-        reach = norms + self.largest_norm
+            return np.asarray(last + 8 * gamma * norms * self.longest())
+        # A row that is near enough is at most this long: the triangle inequality.
+        reach = 2.1 * norms + 1.1 * np.sqrt(np.maximum(last, 0))
         multiplied = self.multiplies and len(queries) > SEQUENTIAL_QUERIES
         slack = gamma * reach**2 if multiplied else 0.0
         distance = np.sqrt(np.maximum(last, 0) + slack) + 2 * UNIT_ROUNDOFF * reach

@@ -52,7 +52,7 @@ def write_index(faiss: Any, index: Any, path: Path) -> None:
     faiss.write_index(index, str(path))
 
 
-def map_index(faiss: Any, path: Path, rows: int, dimension: int) -> Any:
+def map_index(faiss: Any, path: Path, rows: int, dimension: int, flags: int = 0) -> Any:
     """Open a faiss file by memory map, or raise ArtifactError.
 
     The flag that maps arrays inside the index came with faiss 1.11, and needs none of
@@ -60,7 +60,7 @@ def map_index(faiss: Any, path: Path, rows: int, dimension: int) -> Any:
     """
     flag = getattr(faiss, "IO_FLAG_MMAP_IFC", faiss.IO_FLAG_MMAP)
     try:
-        index = faiss.read_index(str(path), flag)
+        index = faiss.read_index(str(path), flag | flags)
     except (RuntimeError, MemoryError) as error:
         raise ArtifactError(f"faiss cannot read {path.name}; rebuild it") from error
     if index.d != dimension or index.ntotal > rows:

@@ -159,11 +159,14 @@ class IvfSegment(SegmentIndex):
                 sel=chosen, nprobe=int(self._index.nlist)
             ),
             total=total,
-            largest_norm=1.0 if self._metric.normalizes else self._largest_norm,
+            longest=self._longest,
             multiplies=False,
             can_reconstruct=False,
         )
         return exact.search(queries, k)
+
+    def _longest(self) -> float:
+        return 1.0 if self._metric.normalizes else self._largest_norm
 
     @cached_property
     def _largest_norm(self) -> float:
@@ -194,6 +197,11 @@ class IvfType(IndexType):
         self, faiss: Any, dimension: int, metric: int, params: Mapping[str, int]
     ) -> Any:
         """Return an untrained faiss index."""
+
+    def open_flags(self, faiss: Any, params: Mapping[str, int]) -> int:
+        """Return faiss's flags for opening, besides those that map the file."""
+        del faiss, params
+        return 0
 
     def segment(
         self, faiss: Any, index: Any, metric: Metric, *, mapped: bool
@@ -227,7 +235,7 @@ class IvfType(IndexType):
         index = self.new_index(faiss, dimension, getattr(faiss, metric.faiss), params)
         index.cp.min_points_per_centroid = 1  # else faiss warns on stderr
         with faiss_threads(faiss, threads):
-            index.train(vectors)
+            index.train(vectors if rows > 1 else np.repeat(vectors, 2, axis=0))
             for start in range(0, rows, ROWS_PER_ADD):
                 stop_if_cancelled(cancelled)
                 report(progress, TRAINING_SHARE + (1 - TRAINING_SHARE) * start / rows)
@@ -245,7 +253,8 @@ class IvfType(IndexType):
     ) -> IvfSegment:
         """Map the inverted lists."""
         faiss = load_faiss(self.name)
-        index = map_index(faiss, path, rows, dimension)
+        flags = self.open_flags(faiss, params)
+        index = map_index(faiss, path, rows, dimension, flags)
         return self.segment(faiss, index, metric, mapped=True)
 
     def search_grid(

@@ -135,13 +135,13 @@ def _count_links(
     """Count the candidates, nearest first, that are nearer to row than to a link."""
     chosen: list[int] = []
     others = vectors[candidates]
-    products = others @ others.T
-    to_row = others @ vectors[row]
-    between, away = -products, -to_row
     if squared:
-        squares = np.diag(products)
-        between = squares[:, np.newaxis] + squares - 2 * products
-        away = squares - 2 * to_row + float(vectors[row] @ vectors[row])
+        others = others - vectors[row]  # near the origin, little is lost by rounding
+        squares = np.einsum("ij,ij->i", others, others)
+        between = squares[:, np.newaxis] + squares - 2 * (others @ others.T)
+        away = squares
+    else:
+        between, away = -(others @ others.T), -(others @ vectors[row])
     for candidate in range(len(candidates)):
         if len(chosen) == most:
             break

@@ -1,8 +1,15 @@
-"""Which rows are equal, and how long they are; in blocks, without a second copy."""
+"""Which rows are equal, and how long they are; in blocks, without a second copy.
+
+Graphs are built over the distinct rows: equal rows would link to each other alone, and
+a search that comes among them finds no way out. Which row holds which distinct vector
+is written behind the library's file: a little-endian 32-bit number per row, and a mark.
+"""
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +41,10 @@ def largest_norm(vectors: NDArray[np.float32]) -> float:
         squares = np.einsum("ij,ij->i", block, block, dtype=np.float64)
         largest = max(largest, float(squares.max(initial=0.0)))
     return float(np.sqrt(largest))
+
+
+MARK = b"COPIES01"
+STORED = np.dtype("<i4")
 
 
 @dataclass(frozen=True)
@@ -82,11 +93,35 @@ class Copies:
         return positions, spread
 
 
-def distinct_rows(vectors: NDArray[np.float32]) -> NDArray[np.int32]:
-    """Number the distinct rows (n, d) from 0 by first appearance; (n,) numbers."""
+def repeated_rows(vectors: NDArray[np.float32]) -> NDArray[np.int32] | None:
+    """Number the distinct rows (n, d) from 0 by first appearance, None if all are."""
     _, first, inverse = np.unique(
         row_hashes(vectors), return_index=True, return_inverse=True
     )
+    if len(first) == len(vectors):
+        return None
     number = np.empty(len(first), dtype=np.int32)
     number[np.argsort(first, kind="stable")] = np.arange(len(first), dtype=np.int32)
     return number[inverse.reshape(-1)]
+
+
+def append_numbers(path: Path, numbers: NDArray[np.int32] | None) -> None:
+    """Write behind a library's file which distinct vector each row holds."""
+    if numbers is not None:
+        with path.open("ab") as file:
+            file.write(numbers.astype(STORED).tobytes() + MARK)
+
+
+def read_numbers(path: Path, rows: int) -> tuple[NDArray[np.int32] | None, int]:
+    """Return what append_numbers wrote, None if nothing, and the length before it."""
+    size = path.stat().st_size
+    before = size - rows * STORED.itemsize - len(MARK)
+    if before < 0:
+        return None, size
+    with path.open("rb") as file:
+        file.seek(-len(MARK), os.SEEK_END)
+        if file.read() != MARK:
+            return None, size
+        file.seek(before)
+        stored = file.read(rows * STORED.itemsize)
+    return np.frombuffer(stored, STORED).astype(np.int32), before

@@ -9,11 +9,13 @@ from numpy.typing import NDArray
 
 from duckvec.index_types.base import Hits
 
+WIDEST = 65_536
+
 Nearest = Callable[
     [NDArray[np.float32], int, int], tuple[NDArray[np.int64], NDArray[np.float32]]
 ]
 """Given queries, a width and an effort (1, 4, 16, …) that multiplies the search's
-own setting, return positions and distances of that width, -1 and inf for none."""
+setting, return positions and distances of that width, -1 and inf for none."""
 
 
 def search_widening(
@@ -27,7 +29,7 @@ def search_widening(
     """Return k positions for each query, or all that the most effort finds.
 
     For libraries without a selector: what is not allowed is dropped from wider and
-    wider results.
+    wider results. Efforts grow from 1 to most_effort.
     """
     can_be_found = rows if allowed is None else int(np.count_nonzero(allowed))
     wanted = min(k, can_be_found)
@@ -37,18 +39,18 @@ def search_widening(
         return Hits(positions, distances)
     short = np.arange(len(queries))
     width, effort = wanted, 1
+    widest = wanted if allowed is None else max(wanted, min(rows, WIDEST))
     if allowed is not None:
-        width = min(rows, wanted * -(-rows // can_be_found) + 8)
+        width = min(widest, wanted * -(-rows // can_be_found) + 8)
     while True:
         ids, values = nearest(queries[short], width, effort)
         ids, values = _keep_allowed(ids, values, wanted, allowed)
         positions[short], distances[short] = ids, values
         short = short[ids[:, -1] < 0]
-        if len(short) == 0 or effort >= most_effort:
+        if len(short) == 0 or (effort >= most_effort and width >= widest):
             return Hits(positions, distances)
-        effort *= 4
-        if allowed is not None:
-            width = min(rows, width * 4)
+        effort = min(most_effort, effort * 4)
+        width = min(widest, width * 4)
 
 
 def _keep_allowed(

@@ -32,6 +32,7 @@ from duckvec.index_types.base import (
 from duckvec.metrics import ROWS_PER_BLOCK, Metric
 
 FARTHEST_COSINE = 2.0
+NEARER_THAN_ZEROS = 0.99
 
 
 class FlatSegment(SegmentIndex):
@@ -56,10 +57,14 @@ class FlatSegment(SegmentIndex):
         allowed: NDArray[np.bool_] | None = None,
     ) -> Hits:
         """Return every position that may be among the k nearest of each query."""
-        zeros = self._zero_rows if self._metric.normalizes else None
-        if zeros is not None and len(zeros):
-            return self._search_beside_zeros(queries, k, threads, allowed, zeros)
-        return self._search(queries, k, threads, allowed)
+        hits = self._search(queries, k, threads, allowed)
+        if not self._metric.normalizes:
+            return hits
+        # A row of zeros has the distance 1 here: it can only be among rows that far.
+        far = (hits.positions >= 0) & (hits.distances > NEARER_THAN_ZEROS)
+        if far.any() and len(self._zero_rows):
+            return self._search_beside_zeros(queries, k, threads, allowed)
+        return hits
 
     def save(self, path: Path) -> None:
         """Write faiss's file of an IndexFlat."""
@@ -86,7 +91,7 @@ class FlatSegment(SegmentIndex):
             metric=self._metric,
             parameters=chosen and self._faiss.SearchParameters(sel=chosen),
             total=self.rows if allowed is None else int(np.count_nonzero(allowed)),
-            largest_norm=1.0 if self._metric.normalizes else self._largest_norm,
+            longest=self._longest,
             multiplies=True,
             can_reconstruct=True,
         )
@@ -99,16 +104,15 @@ class FlatSegment(SegmentIndex):
         k: int,
         threads: int,
         allowed: NDArray[np.bool_] | None,
-        zeros: NDArray[np.int64],
     ) -> Hits:
         """Search with COSINE where some rows are zeros: they come last, if at all.
 
         DuckDB gives no angle to a zero vector, and sorts it behind all others.
         """
-        others = np.ones(self.rows, dtype=np.bool_) if allowed is None else allowed
-        if allowed is not None:
-            zeros = zeros[allowed[zeros]]
-        others = others.copy()
+        if allowed is None:
+            allowed = np.ones(self.rows, dtype=np.bool_)
+        zeros = self._zero_rows[allowed[self._zero_rows]]
+        others = allowed.copy()
         others[zeros] = False
         hits = self._search(queries, k, threads, others)
         lacking = min(k - min(k, int(np.count_nonzero(others))), len(zeros))
@@ -120,6 +124,9 @@ class FlatSegment(SegmentIndex):
             np.hstack([hits.positions, np.broadcast_to(zeros[:lacking], shape)]),
             np.hstack([hits.distances, last]),
         )
+
+    def _longest(self) -> float:
+        return 1.0 if self._metric.normalizes else self._largest_norm
 
     @cached_property
     def _largest_norm(self) -> float:

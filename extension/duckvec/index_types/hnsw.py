@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -10,6 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from duckvec.errors import ArtifactError, MissingLibraryError
+from duckvec.index_types._rows import (
+    Copies,
+    append_numbers,
+    read_numbers,
+    repeated_rows,
+)
 from duckvec.index_types._setting import SharedSetting
 from duckvec.index_types._widening import search_widening
 from duckvec.index_types.base import (
@@ -76,13 +85,23 @@ EF = Parameter(
 
 
 class HnswSegment(SegmentIndex):
-    """An hnswlib.Index; hnswlib reads it into memory."""
+    """An hnswlib.Index of the distinct rows, and which positions hold each."""
 
-    def __init__(self, index: Any, metric: Metric, dimension: int, note: str) -> None:
+    def __init__(
+        self,
+        index: Any,
+        metric: Metric,
+        numbers: NDArray[np.int32] | None,
+        dimension: int,
+        note: str,
+    ) -> None:
         self._index = index
         self._metric = metric
+        self._numbers = numbers
+        self._copies = None if numbers is None else Copies.of(numbers)
         self._ef = SharedSetting(index.set_ef)
-        self.rows = int(index.get_current_count())
+        self._distinct = int(index.get_current_count())
+        self.rows = self._distinct if numbers is None else len(numbers)
         self.dimension = dimension
         self.library_note = note
 
@@ -109,18 +128,29 @@ class HnswSegment(SegmentIndex):
         )
 
     def save(self, path: Path) -> None:
-        """Write hnswlib's file."""
+        """Write hnswlib's file; behind it, where rows repeat, the number of each."""
         self._index.save_index(str(path))
+        append_numbers(path, self._numbers)
 
     def memory_bytes(self) -> int:
         """Return the size of vectors and links."""
-        return int(self._index.index_file_size())
+        copies = 0 if self._copies is None else self.rows * 12
+        return copies + int(self._index.index_file_size())
 
     def close(self) -> None:
         """Let go of the graph."""
         self._index = None
 
     def _nearest(
+        self, queries: NDArray[np.float32], width: int, ef: int, threads: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        narrow = min(width, self._distinct)
+        ids, distances = self._nearest_distinct(queries, narrow, ef, threads)
+        if self._copies is None:
+            return ids, distances
+        return self._copies.expand(ids, distances, width)
+
+    def _nearest_distinct(
         self, queries: NDArray[np.float32], width: int, ef: int, threads: int
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         found = self._query(queries, width, max(ef, width), threads)
@@ -175,9 +205,13 @@ class Hnsw(IndexType):
         progress: Progress | None = None,
         cancelled: Cancelled | None = None,
     ) -> HnswSegment:
-        """Add the rows one after another; with one thread, always the same graph."""
-        rows, dimension = vectors.shape
+        """Add the distinct rows; with one thread, always the same graph."""
+        stop_if_cancelled(cancelled)
+        dimension = vectors.shape[1]
         index = self._new_index(metric, dimension)
+        numbers = repeated_rows(vectors)
+        first = None if numbers is None else Copies.of(numbers).first()
+        rows = len(vectors) if first is None else len(first)
         index.init_index(
             max_elements=rows,
             M=params["M"],
@@ -188,11 +222,12 @@ class Hnsw(IndexType):
             stop_if_cancelled(cancelled)
             report(progress, start / rows)
             stop = min(rows, start + ROWS_PER_ADD)
+            chosen = slice(start, stop) if first is None else first[start:stop]
             index.add_items(
-                vectors[start:stop], np.arange(start, stop), num_threads=threads
+                vectors[chosen], np.arange(start, stop), num_threads=threads
             )
         report(progress, 1.0)
-        return HnswSegment(index, metric, dimension, self._note())
+        return HnswSegment(index, metric, numbers, dimension, self._note())
 
     def open(
         self,
@@ -205,17 +240,22 @@ class Hnsw(IndexType):
         """Read the graph into memory."""
         index = self._new_index(metric, dimension)
         try:
-            index.load_index(str(path), max_elements=rows)
-        except (RuntimeError, MemoryError) as error:
+            numbers, length = read_numbers(path, rows)
+            held = rows if numbers is None else int(numbers.max()) + 1
+            if numbers is None:
+                index.load_index(str(path), max_elements=held)
+            else:
+                _load_part(index, path, length, held)
+        except (RuntimeError, MemoryError, FileNotFoundError) as error:
             raise ArtifactError(
                 f"hnswlib cannot read {path.name}; rebuild it"
             ) from error
-        if index.get_current_count() != rows:
+        if index.get_current_count() != held:
             raise ArtifactError(
-                f"{path.name} holds {index.get_current_count()} vectors, not {rows}; "
+                f"{path.name} holds {index.get_current_count()} vectors, not {held}; "
                 "rebuild it"
             )
-        return HnswSegment(index, metric, dimension, self._note())
+        return HnswSegment(index, metric, numbers, dimension, self._note())
 
     def search_grid(
         self, params: Mapping[str, int], rows: int, k: int
@@ -246,3 +286,13 @@ class Hnsw(IndexType):
 
     def _note(self) -> str:
         return f"{self.library} {self.library_version()}"
+
+
+def _load_part(index: Any, path: Path, length: int, elements: int) -> None:
+    """Load the first bytes of a file: hnswlib refuses one with others behind them."""
+    place = path.parent if os.access(path.parent, os.W_OK) else None
+    with tempfile.TemporaryDirectory(prefix=path.name, dir=place) as folder:
+        part = Path(folder) / path.name
+        shutil.copyfile(path, part)
+        os.truncate(part, length)
+        index.load_index(str(part), max_elements=elements)

@@ -9,6 +9,7 @@ from duckvec.index_types._ivf import NLIST, NPROBE, IvfType
 from duckvec.parameters import Parameter
 
 MOST_BITS = 8
+LARGEST_TABLE_BYTES = 64 * 2**20
 M = Parameter(
     name="m",
     phase="build",
@@ -59,4 +60,22 @@ class IvfPq(IvfType):
             metric,
         )
         index.pq.cp.min_points_per_centroid = 1  # else faiss warns on stderr
+        if _table_is_too_large(params):
+            index.use_precomputed_table = -1
         return index
+
+    def open_flags(self, faiss: Any, params: Mapping[str, int]) -> int:
+        """Leave out the table of distances that faiss computes while opening."""
+        if not _table_is_too_large(params):
+            return 0
+        return int(faiss.IO_FLAG_SKIP_PRECOMPUTE_TABLE)
+
+
+def _table_is_too_large(params: Mapping[str, int]) -> bool:
+    """Say whether faiss's table, which speeds up L2 a little, is not worth it.
+
+    It is kept in memory, for each list and each code: it can be far larger than all
+    the vectors of the segment.
+    """
+    entries = params["nlist"] * params["m"] << params["nbits"]
+    return 4 * entries > LARGEST_TABLE_BYTES

@@ -65,8 +65,19 @@ class IvfSq8hSegment(IvfSegment):
             return super()._probe(queries, wanted, nprobe, chosen, params)
         to_lists, lists = self._compare_centroids(queries, nprobe)
         parameters = self._faiss.SearchParametersIVF(sel=chosen, nprobe=nprobe)
-        raw, ids = self._index.search_preassigned(
-            queries, wanted, lists, to_lists, params=parameters
+        pointer = self._faiss.swig_ptr
+        raw = np.empty((len(queries), wanted), dtype=np.float32)
+        ids = np.empty((len(queries), wanted), dtype=np.int64)
+        self._index.search_preassigned_c(  # the Python wrapper takes no parameters
+            len(queries),
+            pointer(queries),
+            wanted,
+            pointer(lists),
+            pointer(to_lists),
+            pointer(raw),
+            pointer(ids),
+            False,
+            parameters,
         )
         return raw, ids
 
@@ -80,7 +91,10 @@ class IvfSq8hSegment(IvfSegment):
                     self._gpu_resources, 0, self._index.quantizer
                 )
             distances, lists = self._gpu_quantizer.search(queries, nprobe)
-            return distances, lists
+        return (
+            np.ascontiguousarray(distances, dtype=np.float32),
+            np.ascontiguousarray(lists, dtype=np.int64),
+        )
 
 
 class IvfSq8h(IvfType):

@@ -18,7 +18,12 @@ from duckvec.index_types._faiss import (
     write_index,
 )
 from duckvec.index_types._nsg_build import build_graph
-from duckvec.index_types._rows import Copies, distinct_rows
+from duckvec.index_types._rows import (
+    Copies,
+    append_numbers,
+    read_numbers,
+    repeated_rows,
+)
 from duckvec.index_types._setting import SharedSetting
 from duckvec.index_types._widening import search_widening
 from duckvec.index_types.base import (
@@ -38,7 +43,6 @@ SMALLEST_SEARCH_LENGTH = 10
 LARGEST_SEARCH_LENGTH = 300
 LARGEST_WIDENED_LENGTH = 32_768
 SMALLEST_GRAPH = 128  # faiss fails to link fewer rows; they are stored without a graph
-MAPPED_FILE_ROW = np.dtype("<i4")
 
 
 def _build_parameter(name: str, minimum: int, maximum: int, text: str) -> Parameter:
@@ -95,7 +99,7 @@ PARAMETERS = (
 class NsgSegment(SegmentIndex):
     """A faiss IndexNSGFlat over the distinct rows, and which positions hold each.
 
-    Equal rows would fill each other's links, and faiss's build of such a graph does
+    Equal rows would fill each other's links, and faiss's build of such a graph would
     not end. A segment of few distinct rows is an IndexFlat.
     """
 
@@ -147,9 +151,7 @@ class NsgSegment(SegmentIndex):
     def save(self, path: Path) -> None:
         """Write faiss's file; behind it, where rows repeat, the number of each row."""
         write_index(self._faiss, self._index, path)
-        if self._numbers is not None:
-            with path.open("ab") as file:
-                file.write(self._numbers.astype(MAPPED_FILE_ROW).tobytes())
+        append_numbers(path, self._numbers)
 
     def memory_bytes(self) -> int:
         """Return the size of links and vectors, the latter only where not mapped."""
@@ -212,12 +214,8 @@ class Nsg(IndexType):
         faiss = load_faiss(self.name)
         stop_if_cancelled(cancelled)
         rows, dimension = vectors.shape
-        numbers: NDArray[np.int32] | None = distinct_rows(vectors)
-        distinct = vectors
-        if numbers is not None and int(numbers.max()) + 1 == rows:
-            numbers = None
-        if numbers is not None:
-            distinct = vectors[Copies.of(numbers).first()]
+        numbers = repeated_rows(vectors)
+        distinct = vectors if numbers is None else vectors[Copies.of(numbers).first()]
         kind = getattr(faiss, metric.faiss)
         with faiss_threads(faiss, threads):
             if len(distinct) < SMALLEST_GRAPH:
@@ -239,13 +237,10 @@ class Nsg(IndexType):
         """Map the vectors and read the links."""
         faiss = load_faiss(self.name)
         index = map_index(faiss, path, rows, dimension)
-        numbers = None
-        if index.ntotal < rows:
-            with path.open("rb") as file:
-                file.seek(-rows * MAPPED_FILE_ROW.itemsize, 2)
-                numbers = np.frombuffer(file.read(), MAPPED_FILE_ROW).astype(np.int32)
-            if int(numbers.min()) < 0 or int(numbers.max()) + 1 != index.ntotal:
-                raise ArtifactError(f"{path.name} is cut or altered; rebuild it")
+        numbers, _ = read_numbers(path, rows)
+        held = rows if numbers is None else int(numbers.max()) + 1
+        if index.ntotal != held:
+            raise ArtifactError(f"{path.name} is cut or altered; rebuild it")
         return NsgSegment(faiss, index, metric, numbers, rows, mapped=True)
 
     def search_grid(

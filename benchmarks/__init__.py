@@ -1,0 +1,1 @@
+"""duckvec measured beside the libraries it stands on, and beside plain DuckDB."""

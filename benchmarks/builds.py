@@ -1,0 +1,139 @@
+"""Builds, each in a process of its own, whose memory is watched from outside.
+
+Run as `python -m benchmarks.builds`, this is that process: it reads what to do from
+its standard input, says when it is ready, and builds when it is told to.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.data import REPOSITORY
+from benchmarks.raw import new_raw
+
+SAMPLE_SECONDS = 0.004
+LIBRARY = {"HNSW": "hnswlib", "ANNOY": "annoy"}
+
+
+def run_build(order: dict[str, Any]) -> dict[str, Any]:
+    """Build in a new process; return what it says, with `peak_bytes` added.
+
+    Args:
+        order: side ("raw" or "duckvec"), index_type, params, threads, and matrix and
+            file (raw) or database (duckvec), as paths.
+
+    Returns:
+        seconds, and for raw builds save_seconds; peak_bytes is the memory on top of
+        what the process held before, None where it cannot be measured.
+    """
+    with subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.builds"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=REPOSITORY,
+    ) as process:
+        assert process.stdin is not None and process.stdout is not None
+        process.stdin.write(json.dumps(order) + "\n")
+        process.stdin.flush()
+        process.stdout.readline()
+        watch = _Watch(process.pid)
+        process.stdin.write("go\n")
+        process.stdin.flush()
+        answer = process.stdout.readline()
+        peak = watch.stop()
+    if not answer:
+        raise SystemExit(f"the build of {order['index_type']} failed, see above")
+    return {**json.loads(answer), "peak_bytes": peak}
+
+
+class _Watch:
+    """Samples the anonymous memory of a process; mapped files are not counted."""
+
+    def __init__(self, pid: int) -> None:
+        self._status = Path(f"/proc/{pid}/status")
+        self._before = self._peak = self._now()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._sample, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> int | None:
+        self._stop.set()
+        self._thread.join()
+        if self._before is None or self._peak is None:
+            return None
+        return self._peak - self._before
+
+    def _sample(self) -> None:
+        while not self._stop.wait(SAMPLE_SECONDS):
+            now = self._now()
+            if now is not None and self._peak is not None:
+                self._peak = max(self._peak, now)
+
+    def _now(self) -> int | None:
+        try:
+            text = self._status.read_text()
+        except OSError:
+            return None
+        for line in text.splitlines():
+            if line.startswith("RssAnon:"):
+                return int(line.split()[1]) * 1024
+        return None
+
+
+def _ready() -> None:
+    print("ready", flush=True)
+    sys.stdin.readline()
+
+
+def _build_raw(order: dict[str, Any]) -> dict[str, Any]:
+    vectors = np.load(order["matrix"])
+    index = new_raw(
+        order["index_type"], vectors.shape[1], order["params"], order["threads"]
+    )
+    _ready()
+    started = time.perf_counter()
+    index.build(vectors)
+    built = time.perf_counter()
+    index.save(Path(order["file"]))
+    return {
+        "seconds": built - started,
+        "save_seconds": time.perf_counter() - built,
+    }
+
+
+def _build_duckvec(order: dict[str, Any]) -> dict[str, Any]:
+    import duckvec
+
+    con = duckvec.connect(order["database"])
+    con.execute("SELECT count(*) FROM items").fetchall()
+    _ready()
+    started = time.perf_counter()
+    con.execute(
+        "CALL create_vector_index('items', $index_type, $params, metric := 'L2')",
+        {"index_type": order["index_type"], "params": json.dumps(order["params"])},
+    ).fetchall()
+    seconds = time.perf_counter() - started
+    con.close()
+    return {"seconds": seconds}
+
+
+def main() -> None:
+    """Do what the standard input says."""
+    order = json.loads(sys.stdin.readline())
+    importlib.import_module(LIBRARY.get(order["index_type"], "faiss"))
+    side = _build_raw if order["side"] == "raw" else _build_duckvec
+    print(json.dumps(side(order)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""Files that are missing, cut, altered or left over: noticed, and mended by a build."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import duckdb
+import pytest
+
+import duckvec
+from tests.data import (
+    EXHAUSTIVE,
+    PARAMS,
+    Vectors,
+    assert_same,
+    create,
+    create_table,
+    exact,
+    search,
+)
+
+pytestmark = pytest.mark.core
+
+
+def folder(path: Path) -> Path:
+    return path.with_name(path.name + ".duckvec")
+
+
+def flip(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    file.write_bytes(bytes(data))
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def empty(file: Path) -> None:
+    file.write_bytes(b"")
+
+
+def lose(file: Path) -> None:
+    file.unlink()
+
+
+@pytest.mark.parametrize("harm", [flip, cut, empty, lose])
+@pytest.mark.parametrize("ending", ["index", "map"])
+@pytest.mark.parametrize("index_type", PARAMS)
+def test_harmed_artifacts(
+    path: Path, vectors: Vectors, index_type: str, ending: str, harm: object
+) -> None:
+    con = duckvec.connect(str(path))
+    create_table(con, vectors)
+    create(con, index_type)
+    con.close()
+    for file in folder(path).glob(f"*.{ending}"):
+        harm(file)  # type: ignore[operator]
+    con = duckdb.connect(str(path))
+    handle = duckvec.load(con)
+    handle.wait()
+    query = vectors.query(0)
+    assert_same(search(con, query), exact(con, query))
+    [(state, error)] = con.execute(
+        "SELECT state, last_error FROM vector_indexes()"
+    ).fetchall()
+    assert state == "broken"
+    assert "build the index again" in error
+    [(state,)] = con.execute("SELECT state FROM vector_index_segments()").fetchall()
+    assert state == "broken"
+    create(con, index_type)
+    [(state, error)] = con.execute(
+        "SELECT state, last_error FROM vector_indexes()"
+    ).fetchall()
+    assert (state, error) == ("ready", None)
+    assert len(list(folder(path).iterdir())) == 2
+    con.close()
+
+
+@pytest.mark.parametrize("index_type", PARAMS)
+def test_every_type_is_opened_again(
+    path: Path, vectors: Vectors, index_type: str
+) -> None:
+    con = duckvec.connect(str(path))
+    create_table(con, vectors)
+    create(con, index_type, metric="COSINE")
+    wanted = [search(con, vectors.query(n)) for n in range(5)]
+    con.close()
+    con = duckdb.connect(str(path))
+    duckvec.load(con).wait()
+    assert [search(con, vectors.query(n)) for n in range(5)] == wanted
+    con.close()
+
+
+def test_a_database_copied_without_its_folder(
+    path: Path, tmp_path: Path, vectors: Vectors
+) -> None:
+    con = duckvec.connect(str(path))
+    create_table(con, vectors)
+    create(con, "IVF_FLAT")
+    con.close()
+    copy = tmp_path / "copy.db"
+    copy.write_bytes(path.read_bytes())
+    con = duckvec.connect(str(copy))
+    query = vectors.query(0)
+    found = search(con, query, params=EXHAUSTIVE["IVF_FLAT"])
+    assert_same(found, exact(con, query))
+    [(state, error)] = con.execute(
+        "SELECT state, last_error FROM vector_indexes()"
+    ).fetchall()
+    assert state == "broken"
+    assert "missing" in error
+    con.close()
+
+
+def test_a_catalog_that_names_another_path_is_refused(
+    path: Path, vectors: Vectors
+) -> None:
+    con = duckvec.connect(str(path))
+    create_table(con, vectors)
+    create(con, "IVF_FLAT")
+    con.execute("UPDATE duckvec.segments SET file = '../../etc/passwd'")
+    con.close()
+    con = duckvec.connect(str(path))
+    duckvec.load(con).wait()
+    query = vectors.query(0)
+    assert_same(search(con, query), exact(con, query))
+    [(state, error)] = con.execute(
+        "SELECT state, last_error FROM vector_indexes()"
+    ).fetchall()
+    assert state == "broken"
+    assert "no name that duckvec gives" in error
+    con.close()
+
+
+def test_leftover_files_are_removed_when_the_database_is_opened(
+    path: Path, vectors: Vectors
+) -> None:
+    con = duckvec.connect(str(path))
+    create_table(con, vectors)
+    create(con, "FLAT")
+    con.close()
+    stray = [f"{'a' * 32}.index", f"{'b' * 32}.map.tmp"]
+    for name in (*stray, "notes.txt"):
+        (folder(path) / name).write_text("left by a process that ended")
+    con = duckdb.connect(str(path))
+    duckvec.load(con).wait()
+    names = {file.name for file in folder(path).iterdir()}
+    assert not names & set(stray)
+    assert "notes.txt" in names
+    assert len(names) == 3
+    con.close()
