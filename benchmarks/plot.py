@@ -40,20 +40,25 @@ def _draw_recall(axis: Any, results: Mapping[str, Any]) -> None:
             label=label,
             zorder=3,
         )
-    for name, row in results["types"].items():
+    apart, height = 0.035 * _spread(results), float("inf")
+    nearest_first = sorted(
+        results["types"].items(), key=lambda item: -item[1]["raw_recall"]
+    )
+    for name, row in nearest_first:
         axis.plot(
             [row["raw_ms"], row["sql_ms"]],
             [row["raw_recall"], row["sql_recall"]],
             color=GREY,
             linewidth=0.7,
         )
+        height = min(height - apart, row["raw_recall"])
         axis.annotate(
             name,
             (row["raw_ms"], row["raw_recall"]),
-            xytext=(-4, 5),
-            textcoords="offset points",
+            xytext=(row["raw_ms"] / 1.25, height),
             fontsize=7,
             horizontalalignment="right",
+            verticalalignment="center",
         )
     plain = results["duckdb"]
     axis.scatter(
@@ -61,10 +66,15 @@ def _draw_recall(axis: Any, results: Mapping[str, Any]) -> None:
     )
     axis.axhline(0.95, color=GREY, linewidth=0.7, linestyle="--")
     axis.set_xscale("log")
-    axis.margins(x=0.2)
+    axis.margins(x=0.3)
     axis.set_xlabel("one query, ms (log)")
     axis.set_title("recall@10 against time, L2", fontsize=10)
     axis.legend(fontsize=7, loc="lower right")
+
+
+def _spread(results: Mapping[str, Any]) -> float:
+    recalls = [row["raw_recall"] for row in results["types"].values()]
+    return max(0.02, max(recalls) - min(recalls))
 
 
 def _draw_bars(

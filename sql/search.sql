@@ -16,7 +16,7 @@ FROM query(
     __duckvec_plan(
         {session},
         collection,
-        k,
+        k::VARCHAR,
         to_json(params),
         filter,
         column_name,

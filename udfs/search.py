@@ -25,7 +25,7 @@ logger = logging.getLogger("duckvec")
 @udf(
     "__duckvec_plan",
     (
-        *("INTEGER", "VARCHAR", "BIGINT", "VARCHAR", "VARCHAR", "VARCHAR", "VARCHAR"),
+        *("INTEGER", "VARCHAR", "VARCHAR", "VARCHAR", "VARCHAR", "VARCHAR", "VARCHAR"),
         *("BIGINT", "VARCHAR", "VARCHAR", "VARCHAR"),
     ),
     "VARCHAR",
@@ -34,7 +34,7 @@ logger = logging.getLogger("duckvec")
 def plan(
     session: int,
     collection: str | None,
-    k: int | None,
+    k: str | None,
     params: str | None,
     filter: str | None,
     column_name: str | None,

@@ -11,10 +11,15 @@ con.execute("FROM vector_search('items', ?, 10)", [vector]).fetchall()
 
 from __future__ import annotations
 
+import logging
+
 from duckvec.errors import VectorIndexError
 from duckvec.indexes import VectorIndexes, connect, load, unload
 
 __version__ = "0.1.0"
+
+# A library prints nothing unless the application asks for its log.
+logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 __all__ = [
     "VectorIndexError",

@@ -18,7 +18,7 @@ from duckvec.instance import Instance
 from duckvec.keeper import Task
 from duckvec.sql_text import quote_path
 from duckvec.states import DatabaseState, IndexState, Session
-from duckvec.tables import Caller, Table, find_table, read_only
+from duckvec.tables import Caller, Table, find_table, has_column, read_only
 
 logger = logging.getLogger("duckvec")
 
@@ -114,22 +114,26 @@ def _prepare(task: Task, instance: Instance, state: DatabaseState) -> None:
         return
     for index in list(state.indexes.values()):
         task.check()
-        generation = index.generation
-        if not index.segments or (generation and generation.chain == chain):
-            continue
-        if index.failed_chain == chain:
+        if not index.segments:
             continue
         with _recording(index):
-            index.failed_chain = chain  # not tried again at each search
             table = locate(instance, state, index)
-            if table is None:
+            generation = index.generation
+            oid = table.oid if table else None
+            proven = generation is not None and generation.chain == chain
+            if (table and index.is_for(table) and proven) or (
+                index.failed == (chain, oid)
+            ):
+                continue
+            index.failed = (chain, oid)  # unless this succeeds
+            if table is None or not has_column(table, index.row.column_name):
                 index.last_error = (
-                    f'table "{index.row.table_name}" is gone; drop_vector_index '
-                    "removes its index"
+                    f'table "{index.row.table_name}" or its column is gone; '
+                    "drop_vector_index removes its index"
                 )
-            else:
-                builder.prove_index(task, instance, state, index, table, chain)
-                index.failed_chain = None
+                continue
+            builder.prove_index(task, instance, state, index, table, chain)
+            index.failed = None
 
 
 def _seal_tail(
@@ -137,7 +141,7 @@ def _seal_tail(
 ) -> None:
     table = locate(instance, state, index)
     generation = index.generation
-    if table is None or generation is None or index.row.index_type == "FLAT":
+    if table is None or generation is None or generation.table_oid != table.oid:
         return
     with read_only(instance.background_cursor()) as cursor:
         tail = cursor.execute(

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from duckvec import catalog, paths
 from duckvec.catalog import IndexRow
-from duckvec.errors import NotIndexableError
+from duckvec.errors import ColumnError, NotIndexableError
 from duckvec.index_types import get_index_type
 from duckvec.instance import Instance
 from duckvec.keeper import Task
@@ -123,7 +123,7 @@ def build_index(
         replaced = old.segments if old else ()
         index = old if old else IndexState(row)
         index.row, index.segments, index.last_error = row, segments, None
-        index.failed_chain = None
+        index.failed = None
         index.use(generation)
         state.indexes[key] = index
     remove_files(replaced)
@@ -154,6 +154,23 @@ def drop_index(
     return row
 
 
+def forget_index(
+    task: Task, instance: Instance, state: DatabaseState, index: IndexState
+) -> None:
+    """Remove an index whose table or column is gone: catalog rows and artifacts."""
+    cursor = instance.background_cursor()
+    try:
+        task.beginning(lambda: cursor.execute("BEGIN TRANSACTION"))
+        catalog.delete_index(cursor, state.name, index.row)
+        catalog.advance_epoch(cursor, state.name)
+        cursor.execute("COMMIT")
+    finally:
+        cursor.close()
+    with instance.lock:
+        state.indexes.pop(index.row.key, None)
+    remove_files(index.segments)
+
+
 def prove_index(
     task: Task,
     instance: Instance,
@@ -178,12 +195,19 @@ def prove_index(
     column = _column_of(table, row)
     if row.dimension is None:
         return
+    if column.length not in (None, row.dimension):
+        raise ColumnError(
+            f"the vectors of {table.label} have {column.length} dimensions now, and "
+            f"{row.dimension} in the index; create it again"
+        )
     with _snapshot(task, instance, state, table) as cursor:
         seal_transaction = (
             UNSEALED if state.read_only else _seal_transaction(task, instance, state)
         )
         rowids, hashes = [np.empty(0, np.int64)], [np.empty(0, np.uint64)]
-        for batch in read_vectors(cursor, table, column, row.dimension):
+        for batch in read_vectors(
+            cursor, table, column, row.dimension, METRICS[row.metric]
+        ):
             task.check()
             rowids.append(batch.rowids)
             hashes.append(hash_vectors(batch.vectors))

@@ -119,6 +119,17 @@ def replace_index(
     segments: Sequence[SegmentRow],
 ) -> None:
     """Put `row` and its segments in the place of what the column had before."""
+    delete_index(cursor, database, row)
+    schema = schema_path(database)
+    _insert(cursor, f"{schema}.indexes", _named(row))
+    for segment in segments:
+        _insert(cursor, f"{schema}.segments", _named(segment))
+
+
+def delete_index(
+    cursor: duckdb.DuckDBPyConnection, database: str, row: IndexRow
+) -> None:
+    """Delete the row of a column and those of its segments."""
     schema = schema_path(database)
     place = {
         "schema_name": row.schema_name.lower(),
@@ -135,14 +146,6 @@ def replace_index(
         place,
     )
     cursor.execute(f"DELETE FROM {schema}.indexes WHERE {same_column}", place)
-    _insert(
-        cursor,
-        f"{schema}.indexes",
-        dict(zip(_names(IndexRow), _encode(row), strict=True)),
-    )
-    for segment in segments:
-        named = dict(zip(_names(SegmentRow), _encode(segment), strict=True))
-        _insert(cursor, f"{schema}.segments", named)
 
 
 def epoch_expression(database: str) -> str:
@@ -163,6 +166,10 @@ def advance_epoch(cursor: duckdb.DuckDBPyConnection, database: str) -> int:
     epoch = cursor.execute(f"SELECT max(value) FROM {table}").fetchall()[0][0]
     cursor.execute(f"DELETE FROM {table} WHERE value < $epoch", {"epoch": epoch})
     return int(epoch)
+
+
+def _named(row: IndexRow | SegmentRow) -> dict[str, Any]:
+    return dict(zip(_names(type(row)), _encode(row), strict=True))
 
 
 def _names(kind: type[Any]) -> list[str]:

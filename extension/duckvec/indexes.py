@@ -132,7 +132,9 @@ class VectorIndexes:
             return connection.sql(sql, params=options)
         vectors = _as_batch(query)
         if vectors is None:
-            one = np.asarray(query, dtype=np.float64).tolist()
+            one = (
+                None if query is None else np.asarray(query, dtype=np.float64).tolist()
+            )
             sql = f"FROM {call.format(query='$query')}"
             return connection.sql(sql, params={**options, "query": one})
         duckvec_queries = pa.table(
@@ -141,7 +143,8 @@ class VectorIndexes:
         source = call.format(query="__queries.query_vector")
         relation = connection.sql(
             "SELECT __queries.query_index, __hits.* "
-            f"FROM duckvec_queries AS __queries, {source} AS __hits",
+            f"FROM duckvec_queries AS __queries, {source} AS __hits "
+            "ORDER BY query_index, __hits.distance",
             params=options,
         )
         del duckvec_queries
@@ -281,6 +284,8 @@ def _as_text(params: Mapping[str, Any] | str | None) -> str | None:
 
 def _as_batch(query: Any) -> pa.Array | None:
     """Return an Arrow column for many queries, None for a single vector."""
+    if query is None:
+        return None
     if isinstance(query, (pa.Array, pa.ChunkedArray)):
         if pa.types.is_floating(query.type) or pa.types.is_integer(query.type):
             return None

@@ -13,7 +13,14 @@ from duckvec.instance import Instance
 from duckvec.metrics import METRICS
 from duckvec.sql_text import quote_identifier, quote_path
 from duckvec.states import DatabaseState, IndexState, Session
-from duckvec.tables import Caller, Table, find_column, find_table, read_only
+from duckvec.tables import (
+    Caller,
+    Table,
+    find_column,
+    find_table,
+    has_column,
+    read_only,
+)
 
 _DATABASES = """
 SELECT database_name, database_oid
@@ -113,8 +120,7 @@ def _index_row(
     table = find_table(cursor, path, Caller(0, state.name, row.schema_name, ""))
     status, error, progress = _status(instance, state, index, table)
     rows, unindexed, skipped = _counts(cursor, index, table)
-    generation = index.generation
-    indexed = rows - unindexed if generation else 0
+    indexed = rows - unindexed
     return {
         "database_name": state.name,
         "schema_name": row.schema_name,
@@ -128,7 +134,7 @@ def _index_row(
         "row_count": rows,
         "indexed_rows": indexed,
         "unindexed_rows": rows - indexed,
-        "deleted_rows": max(0, row.row_count - indexed) if generation else 0,
+        "deleted_rows": max(0, row.row_count - indexed) if status == "ready" else 0,
         "skipped_rows": skipped,
         "segment_count": len(index.segments),
         "size_bytes": sum(segment.row.size_bytes for segment in index.segments),
@@ -145,8 +151,11 @@ def _status(
     instance: Instance, state: DatabaseState, index: IndexState, table: Table | None
 ) -> tuple[str, str | None, float]:
     """Return state, last error and progress of an index."""
-    if table is None:
-        gone = f'table "{index.row.table_name}" is gone; its index is not used'
+    if table is None or not has_column(table, index.row.column_name):
+        gone = (
+            f'column "{index.row.column_name}" of table "{index.row.table_name}" is '
+            "gone; drop_vector_index removes its index"
+        )
         return "stale", gone, 1.0
     for task in instance.keeper.pending():
         if table.path in task.name and task.name.startswith("create_vector_index"):
@@ -154,12 +163,12 @@ def _status(
     for segment in index.segments:
         if error := segment.check():
             return "broken", error, 1.0
-    if index.segments and index.generation is None:
+    if index.segments and not index.is_for(table):
         background.wait_briefly(background.prepare(instance, state))
         for segment in index.segments:
             if error := segment.check():
                 return "broken", error, 1.0
-        if index.generation is None:
+        if not index.is_for(table):
             return "stale", index.last_error, 1.0
     return "ready", index.last_error, 1.0
 
@@ -168,19 +177,20 @@ def _counts(
     cursor: duckdb.DuckDBPyConnection, index: IndexState, table: Table | None
 ) -> tuple[int, int, int]:
     """Return the rows with a vector, those above the watermark, and the unusable."""
-    if table is None:
+    if table is None or not has_column(table, index.row.column_name):
         return 0, 0, 0
     column = find_column(table, index.row.column_name)
     vector = quote_identifier(column.name)
     dimension = index.row.dimension
     usable = "true"
     if dimension is not None:
+        values = f"{vector}::{column.element}[]"
         usable = (
-            f"list_count({vector}) = {dimension:d} AND len({vector}) = {dimension:d}"
+            f"len({values}) = {dimension:d} AND list_count({values}) = {dimension:d} "
+            f"AND isfinite(list_sum({values}))"
         )
-        if column.length is not None:
-            usable = "true"
-    watermark = index.generation.watermark if index.generation else -1
+    generation = index.generation if index.is_for(table) else None
+    watermark = generation.watermark if generation else -1
     above = "true" if table.hides_rowid else f"rowid > {watermark:d}"
     found = cursor.execute(
         f"""

@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from dataclasses import dataclass
 from typing import Any
 
 from duckvec import builder, catalog, paths
 from duckvec.catalog import IndexRow
-from duckvec.errors import NotIndexableError, ParameterError, ReadOnlyError
+from duckvec.errors import (
+    ColumnError,
+    NotIndexableError,
+    ParameterError,
+    ReadOnlyError,
+    UnknownCollectionError,
+)
 from duckvec.index_types import get_index_type
 from duckvec.instance import Instance
 from duckvec.keeper import Task
 from duckvec.metrics import parse_metric
 from duckvec.parameters import check_build_params, parse_params
 from duckvec.reader import find_dimension
+from duckvec.sql_text import parse_collection
 from duckvec.states import DatabaseState, Session
 from duckvec.tables import (
     Caller,
     Table,
     VectorColumn,
     find_column,
+    places,
     read_only,
     require_table,
 )
@@ -101,9 +110,15 @@ def drop(
     Returns:
         The result row of drop_vector_index, with index_type FLAT.
     """
-    table, column, state = _target(
-        instance, session, collection, column_name, caller, "changed"
-    )
+    try:
+        table, column, state = _target(
+            instance, session, collection, column_name, caller, "changed"
+        )
+    except (UnknownCollectionError, ColumnError):
+        gone = _drop_of_gone_table(instance, collection, column_name, caller)
+        if gone is None:
+            raise
+        return gone
     key = catalog.index_key(table.schema, table.name, column.name)
     index = state.indexes.get(key)
     if index is None:
@@ -127,11 +142,47 @@ def drop(
     return result_row(instance, state, task.wait())
 
 
+def _drop_of_gone_table(
+    instance: Instance, collection: str | None, column_name: str | None, caller: Caller
+) -> dict[str, Any] | None:
+    """Forget an index whose table or column is gone; None where there is none."""
+    parts = parse_collection(collection)
+    for database, schema in places(parts, caller):
+        for state in list(instance.databases.values()):
+            if state.name.lower() != database or state.read_only:
+                continue
+            for index in list(state.indexes.values()):
+                row = index.row
+                same_table = row.key[:2] == (schema, parts[-1].lower())
+                if same_table and column_name in (None, row.column_name):
+                    forget = functools.partial(
+                        builder.forget_index,
+                        instance=instance,
+                        state=state,
+                        index=index,
+                    )
+                    name = f"drop_vector_index on {row.table_name}"
+                    instance.keeper.submit(name, forget).wait()
+                    return {**_result(row), "index_type": "FLAT", "params": "{}"}
+    return None
+
+
 def result_row(
     instance: Instance, state: DatabaseState, row: IndexRow
 ) -> dict[str, Any]:
     """Return a catalog row in the form that create_vector_index returns."""
-    index = state.indexes[row.key]
+    segments = state.indexes[row.key].segments
+    return {
+        **_result(row),
+        "row_count": row.row_count,
+        "segment_count": len(segments),
+        "size_bytes": sum(segment.row.size_bytes for segment in segments),
+        "build_seconds": row.build_seconds,
+    }
+
+
+def _result(row: IndexRow) -> dict[str, Any]:
+    """Return a result row for a column without artifacts."""
     return {
         "collection": row.table_name,
         "column_name": row.column_name,
@@ -139,10 +190,10 @@ def result_row(
         "metric": row.metric,
         "params": json.dumps(dict(row.params)),
         "dimension": row.dimension,
-        "row_count": row.row_count,
-        "segment_count": len(index.segments),
-        "size_bytes": sum(segment.row.size_bytes for segment in index.segments),
-        "build_seconds": row.build_seconds,
+        "row_count": 0,
+        "segment_count": 0,
+        "size_bytes": 0,
+        "build_seconds": 0.0,
     }
 
 

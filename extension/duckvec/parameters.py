@@ -97,7 +97,8 @@ def parse_params(text: str | None) -> dict[str, object]:
         inner = value
         if not inner.strip():
             return {}
-        value = _read_json(inner, outer=text)
+        value = _read_json(inner)
+        text = inner
     if value is None:
         return {}
     if not isinstance(value, dict):
@@ -241,7 +242,7 @@ def _as_json(value: object) -> str:
         return "a number that is too long"
 
 
-def _read_json(text: str, outer: str | None = None) -> Any:
+def _read_json(text: str) -> Any:
     stripped = text.strip()
     if stripped.startswith("<") and stripped.endswith(">"):
         stripped = "{" + stripped[1:-1] + "}"
@@ -275,9 +276,9 @@ def _read_json(text: str, outer: str | None = None) -> Any:
     except ParameterError:
         raise
     except RecursionError:
-        _refuse(outer or text, "nested too deep")
+        _refuse(text, "nested too deep")
     except ValueError:
-        _refuse(outer or text, "not JSON")
+        _refuse(text, "not JSON")
 
 
 def _refuse(text: str, verdict: str) -> NoReturn:

@@ -71,7 +71,7 @@ def index_text(
         foreign: name of the table's database where it is not the caller's default
             one; the caller's snapshot then shows its age by the epoch it sees.
     """
-    table, column = search.table, search.column
+    table = search.table
     hidden = _unused_name("distance", table)
     ticket = json.dumps(
         {
@@ -89,10 +89,7 @@ def index_text(
         if foreign is not None
         else f"{generation.seal.epoch:d}"
     )
-    wrong_query = quote_literal(
-        f"the query for {quote_identifier(column.name)} of {table.label} must be "
-        f"{search.dimension} finite numbers; it has "
-    )
+    wrong_query = _wrong_query(search, "__query.vector::FLOAT[]")
     # The tail's rows are not joined by their row ids: a hash join whose build side is a
     # union loses rows of the caller's own transaction now and then (DuckDB 2.0.0).
     query_distance = _distance(search, "__t", "__query.vector")
@@ -109,7 +106,7 @@ FROM (
                     (SELECT count(*) FROM {table.path} WHERE rowid <= {watermark}),
                     {seen_epoch}
                 ),
-                error({wrong_query} || len(__query.vector::FLOAT[]))
+                {wrong_query}
             )
         ) AS id
     FROM __query
@@ -166,35 +163,35 @@ ORDER BY __distance"""
 def _checked_query(search: Search) -> str:
     """Return the expression that checks the query vector, and casts it."""
     cast = f"__query.vector::{search.column.element}[]"
-    name = quote_identifier(search.column.name)
     if search.dimension is None:
-        vector = f"__t.{name}"
+        # No length is recorded: any that a row has will do.
+        name = quote_identifier(search.column.name)
+        rows = f"FROM {search.table.path} AS __t WHERE __t.{name} IS NOT NULL"
+        label = quote_literal(
+            f" dimensions; no vector in {name} of {search.table.label} is as long"
+        )
         return f"""CASE
-        WHEN EXISTS (FROM {search.table.path} AS __t WHERE len({vector}) = len({cast}))
-            OR NOT EXISTS (FROM {search.table.path} AS __t WHERE {vector} IS NOT NULL)
+        WHEN EXISTS ({rows} AND len(__t.{name}) = len({cast})) OR NOT EXISTS ({rows})
         THEN {cast}
-        ELSE error('the query has ' || len({cast}) || {
-            quote_literal(
-                f" dimensions; no vector in {name} of {search.table.label} has as many"
-            )
-        })
+        ELSE error('the query has ' || len({cast}) || {label})
     END"""
-    wrong_length = (
-        f"'the query has ' || len({cast}) || ' dimensions; ' || "
-        f"{quote_literal(f'{name} of {search.table.label} has {search.dimension}')}"
-    )
-    not_finite = quote_literal(
-        "the query holds NULL, NaN or an infinite value; every component must be a "
-        "finite number"
-    )
     return f"""CASE
         WHEN __query.vector IS NULL THEN NULL
-        WHEN len({cast}) <> {search.dimension:d} THEN error({wrong_length})
-        WHEN NOT coalesce(isfinite(list_sum({cast})), false)
-            OR list_count({cast}) <> {search.dimension:d}
-        THEN error({not_finite})
-        ELSE {cast}
+        WHEN len({cast}) = {search.dimension:d}
+            AND list_count({cast}) = {search.dimension:d}
+            AND isfinite(list_sum({cast}))
+        THEN {cast}
+        ELSE {_wrong_query(search, cast)}
     END"""
+
+
+def _wrong_query(search: Search, cast: str) -> str:
+    """Return the expression that raises the error of a query that is none."""
+    start = quote_literal(
+        f"the query for {quote_identifier(search.column.name)} of "
+        f"{search.table.label} must be {search.dimension} finite numbers; it has "
+    )
+    return f"error({start} || len(list_filter({cast}, lambda x: isfinite(x))))"
 
 
 def _distance(search: Search, row: str, query: str) -> str:

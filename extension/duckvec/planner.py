@@ -15,6 +15,7 @@ from duckvec import background
 from duckvec.errors import (
     ArtifactError,
     QueryError,
+    shorten,
 )
 from duckvec.filters import check_filter
 from duckvec.index_types import get_index_type
@@ -46,7 +47,7 @@ class Request:
     """What a search asks for, as it came from SQL."""
 
     collection: str | None
-    k: int | None
+    k: str | None
     params: str | None
     filter: str | None
     column_name: str | None
@@ -106,10 +107,15 @@ def plan_search(
     return index_text(session.number, search, generation, settings, foreign)
 
 
-def _check_k(k: int | None) -> int:
-    if k is None or not 1 <= k <= MAX_K:
-        shown = "NULL" if k is None else k
-        raise QueryError(f"k = {shown} is outside [1, {MAX_K}]")
+def _check_k(text: str | None) -> int:
+    try:
+        k = 0 if text is None else int(text)
+    except ValueError:
+        raise QueryError(
+            f"k = {shorten(text or '')} is no integer; give one in [1, {MAX_K}]"
+        ) from None
+    if not 1 <= k <= MAX_K:
+        raise QueryError(f"k = {text or 'NULL'} is outside [1, {MAX_K}]")
     return k
 
 
@@ -146,23 +152,25 @@ def _usable_generation(
     Asks for what is missing, a guard or a look at the table, in the background.
     """
     table = search.table
-    if not index.segments or table.hides_rowid or search.dimension is None:
+    if not index.segments or table.hides_rowid:
+        return None
+    if search.dimension is None or search.dimension != index.row.dimension:
         return None
     kind = get_index_type(index.row.index_type)
     if kind.compressed and kind.exhaustive(params, index.row.params):
         return None
     guard = instance.open_guard(session, state)
     chain = instance.chain_of(session, state)
-    if not _good_for(index.generation, chain):
-        if index.failed_chain is not None and index.failed_chain == chain:
+    if not _good_for(index.generation, chain, table):
+        if index.failed == (chain, table.oid):
             return None
         if guard is not None or state.read_only:
             background.wait_briefly(background.prepare(instance, state))
         chain = instance.chain_of(session, state)
     generation = index.generation
-    if generation is None or not _good_for(generation, chain):
+    if generation is None or not _good_for(generation, chain, table):
         return None
-    if generation.table_oid != table.oid:
+    if not generation.entries:
         return None
     try:
         for live in generation.segments:
@@ -175,9 +183,14 @@ def _usable_generation(
     return generation
 
 
-def _good_for(generation: Generation | None, chain: int | None) -> bool:
-    """Tell whether a generation's row ids hold under a chain of guards."""
-    return generation is not None and chain is not None and generation.chain == chain
+def _good_for(generation: Generation | None, chain: int | None, table: Table) -> bool:
+    """Tell whether a generation's row ids hold for a table under a chain of guards."""
+    return (
+        generation is not None
+        and chain is not None
+        and generation.chain == chain
+        and generation.table_oid == table.oid
+    )
 
 
 def _too_many_gone(
@@ -212,7 +225,11 @@ def _plan_unseen(cursor: duckdb.DuckDBPyConnection, request: Request, k: int) ->
     """
     parts = parse_collection(request.collection)
     if request.column_name is None:
-        raise unknown_table(cursor, parts)
+        raise unknown_table(
+            cursor,
+            parts,
+            "a temporary table, or one of an open transaction, needs column_name",
+        )
     _check_params(None, request.params, k)
     return unseen_text(
         parts,

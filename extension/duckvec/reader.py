@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from duckvec.errors import ColumnError
+from duckvec.metrics import Metric
 from duckvec.sql_text import quote_identifier
 from duckvec.tables import Table, VectorColumn
 
@@ -91,6 +92,7 @@ def read_vectors(
     table: Table,
     column: VectorColumn,
     dimension: int,
+    metric: Metric,
     after_rowid: int = -1,
 ) -> Iterator[Batch]:
     """Yield the vectors of a table in the order of their row ids.
@@ -100,6 +102,7 @@ def read_vectors(
         table: what to read.
         column: the vector column; rows with NULL or another length are left out.
         dimension: the length wanted.
+        metric: where it normalizes, rows of zeros are left out: they have no direction.
         after_rowid: only rows with higher row ids.
     """
     name = quote_identifier(column.name)
@@ -119,10 +122,11 @@ def read_vectors(
         with np.errstate(invalid="ignore"):
             # x * 0 is 0 for what is finite and NaN otherwise.
             finite = ~np.isnan(vectors @ zeros)
-        if finite.all():
+        usable = finite & vectors.any(axis=1) if metric.normalizes else finite
+        if usable.all():
             yield Batch(rowids, vectors, rowids[:0])
         else:
-            yield Batch(rowids[finite], vectors[finite], rowids[~finite])
+            yield Batch(rowids[usable], vectors[usable], rowids[~finite])
 
 
 def read_rowids(

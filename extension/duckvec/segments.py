@@ -126,12 +126,16 @@ class Segment:
     def check(self) -> str | None:
         """Return what is wrong with the files as far as it is known, or None.
 
-        Looks whether both are there; their contents are verified when they are opened.
+        Looks at their names and sizes; contents are verified when they are opened.
         """
         try:
+            size = 0
             for path in self.files():
                 if not path.is_file():
-                    return f"the artifact {path.name} is missing; build the index again"
+                    raise _missing(path.name)
+                size += path.stat().st_size
+            if size != self.row.size_bytes:
+                raise _altered(self.row.file)
         except ArtifactError as error:
             return str(error)
         return self.error
@@ -170,14 +174,9 @@ class Segment:
         header, _, _ = self._read_map()
         path = paths.artifact_path(self._folder, self.row.file)
         if not path.is_file():
-            raise ArtifactError(
-                f"the artifact {self.row.file} is missing; build the index again"
-            )
+            raise _missing(path.name)
         if file_checksum(path) != header["index_checksum"]:
-            raise ArtifactError(
-                f"the artifact {self.row.file} was cut or altered: its checksum is "
-                "not the recorded one; build the index again"
-            )
+            raise _altered(path.name)
         return get_index_type(self.row.index_type).open(
             path,
             METRICS[self.row.metric],
@@ -198,10 +197,7 @@ class Segment:
                 f"the artifact {row.map_file} is missing or cannot be read "
                 f"({error.strerror}); build the index again"
             ) from error
-        broken = ArtifactError(
-            f"the artifact {row.map_file} was cut or altered: its checksum is not "
-            "the recorded one; build the index again"
-        )
+        broken = _altered(path.name)
         if len(data) < _PREFIX.size + _DIGEST_BYTES:
             raise broken
         body, digest = data[:-_DIGEST_BYTES], data[-_DIGEST_BYTES:]
@@ -224,6 +220,17 @@ class Segment:
         rowids = np.frombuffer(body, np.int64, count, start)
         hashes = np.frombuffer(body, np.uint64, count, start + 8 * count)
         return header, rowids, hashes
+
+
+def _missing(name: str) -> ArtifactError:
+    return ArtifactError(f"the artifact {name} is missing; build the index again")
+
+
+def _altered(name: str) -> ArtifactError:
+    return ArtifactError(
+        f"the artifact {name} was cut or altered: its size or checksum is not the "
+        "recorded one; build the index again"
+    )
 
 
 def write_segment(

@@ -16,6 +16,7 @@ import duckdb
 from duckvec.catalog import IndexRow
 from duckvec.errors import ClosedError
 from duckvec.segments import Segment
+from duckvec.tables import Table
 from duckvec.tracking import Generation, Guard
 
 _session_numbers = itertools.count(1)
@@ -59,16 +60,33 @@ class Session:
 
 @dataclass
 class IndexState:
-    """One indexed column as this process knows it; fields change under the lock."""
+    """One indexed column as this process knows it; fields change under the lock.
+
+    Attributes:
+        row: the catalog row.
+        segments: those of the catalog, opened or not.
+        generation: what new plans may use, once proven.
+        previous: the one before, for plans that are about to run.
+        last_error: what the background failed at last.
+        failed: chain and table oid for which a proof failed, so that searches do not
+            ask for it again and again.
+        surplus_sign: the database's change sign when `surplus` was counted.
+        surplus: indexed rows that are gone.
+    """
 
     row: IndexRow
     segments: tuple[Segment, ...] = ()
     generation: Generation | None = None
     previous: Generation | None = None
     last_error: str | None = None
-    failed_chain: int | None = None
+    failed: tuple[int, int | None] | None = None
     surplus_sign: object = None
     surplus: int = 0
+
+    def is_for(self, table: Table) -> bool:
+        """Tell whether the current generation was made from this very table."""
+        generation = self.generation
+        return generation is not None and generation.table_oid == table.oid
 
     def use(self, generation: Generation | None) -> None:
         """Make `generation` the one that new plans get; running ones keep theirs."""

@@ -126,7 +126,7 @@ def find_table(
             (database.lower(), schema.lower()): rest
             for database, schema, *rest in ((r[0], r[1], *r) for r in found)
         }
-        for place in _places(parts, caller):
+        for place in places(parts, caller):
             if place in by_place:
                 database, schema, name, database_oid, oid, definition = by_place[place]
                 key = (database_oid, oid, definition)
@@ -150,22 +150,29 @@ def require_table(
     """
     table = find_table(cursor, collection, caller)
     if table is None:
-        raise unknown_table(cursor, parse_collection(collection))
+        raise unknown_table(
+            cursor,
+            parse_collection(collection),
+            "a temporary table, or one of an open transaction, cannot be indexed",
+        )
     return table
 
 
 def unknown_table(
-    cursor: duckdb.DuckDBPyConnection, parts: tuple[str, ...]
+    cursor: duckdb.DuckDBPyConnection, parts: tuple[str, ...], hint: str
 ) -> UnknownCollectionError:
-    """Return the error for a name that no committed table has."""
+    """Return the error for a name that no committed table has.
+
+    Args:
+        cursor: inside a read-only transaction.
+        parts: the parts of the name.
+        hint: the way out where no table has a similar name.
+    """
     names = [row[0] for row in cursor.execute(_ALL_NAMES).fetchall()]
     lowered = {name.lower(): name for name in names}
     near = difflib.get_close_matches(parts[-1].lower(), lowered, n=1)
-    hint = (
-        f"did you mean {quote_identifier(lowered[near[0]])}?"
-        if near
-        else "a temporary table, or one of an open transaction, needs column_name"
-    )
+    if near:
+        hint = f"did you mean {quote_identifier(lowered[near[0]])}?"
     name = ".".join(parts)
     return UnknownCollectionError(f'no table "{name}"; {hint}')
 
@@ -217,6 +224,12 @@ def find_column(table: Table, column_name: str | None) -> VectorColumn:
     )
 
 
+def has_column(table: Table, column_name: str) -> bool:
+    """Tell whether a table has a column of that name that can hold vectors."""
+    names = {column.name.lower() for column in vector_columns(table)}
+    return column_name.lower() in names
+
+
 def _read_columns(
     cursor: duckdb.DuckDBPyConnection, database_oid: int, schema: str, oid: int
 ) -> tuple[tuple[str, str], ...]:
@@ -228,7 +241,7 @@ def _read_columns(
     return tuple(cursor.execute(_COLUMNS, values).fetchall())
 
 
-def _places(parts: tuple[str, ...], caller: Caller) -> list[tuple[str, str]]:
+def places(parts: tuple[str, ...], caller: Caller) -> list[tuple[str, str]]:
     """Return the (database, schema) pairs to look in, in DuckDB's order, lowered."""
     qualifiers = tuple(part.lower() for part in parts[:-1])
     current = (caller.database.lower(), caller.schema.lower())

@@ -17,6 +17,7 @@ rows again by the hashes of their vectors.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -96,7 +97,7 @@ class Generation:
         """Return a number that no generation of this process has."""
         return next(_generation_numbers)
 
-    @property
+    @functools.cached_property
     def entries(self) -> int:
         """Entries whose row is there."""
         return sum(

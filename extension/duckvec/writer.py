@@ -105,7 +105,9 @@ def write_segments(
             )
         )
 
-    batches = read_vectors(cursor, order.table, order.column, dimension, after)
+    batches = read_vectors(
+        cursor, order.table, order.column, dimension, order.metric, after
+    )
     for batch in batches:
         task.check()
         if len(batch.not_finite):

@@ -13,7 +13,7 @@ class IvfFlat(IvfType):
     """Every row is stored whole: distances are exact, and so is nprobe = nlist."""
 
     name: ClassVar[str] = "IVF_FLAT"
-    aliases: ClassVar[tuple[str, ...]] = ("IVFLAT",)
+    aliases: ClassVar[tuple[str, ...]] = ("IVFLAT", "IVFFLAT")
     parameters: ClassVar[tuple[Parameter, ...]] = (NLIST, NPROBE)
 
     def new_index(
