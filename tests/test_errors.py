@@ -104,7 +104,8 @@ def test_mistakes_in_create(
 
 SEARCH_MISTAKES: list[tuple[str, str]] = [
     ("('itms', [1])", 'no table "itms"; did you mean "items"?'),
-    ("('items', [1, 2, 3])", "must be 16 finite numbers; it has 3"),
+    ("('items', [1, 2, 3])", "list with length 3 to array with length 16"),
+    ("('items', [1, 2, 3]::FLOAT[3])", "16"),
     ("('words', [1, 2, 3])", 'table "words" has no vector column'),
     ("('items', 'some words')", "some words"),
     ("('items', $q, 0)", "k = 0 is outside [1, 16384]"),

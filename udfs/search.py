@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from duckvec.errors import VectorIndexError
+from duckvec.errors import QueryError, VectorIndexError
 from duckvec.instance import find_session
 from duckvec.metrics import METRICS
 from duckvec.planner import Request, plan_search
@@ -74,56 +74,37 @@ def hits(
 
     All arguments but `vector` are the same in every row. Where the generation is gone
     or the caller's snapshot is older than it, every row id that it could cover comes
-    back: slow, and complete. A NULL vector gets an empty list; one that is no query,
-    because of its length or of a component that is not finite, gets NULL.
+    back: slow, and complete. A NULL vector gets an empty list.
 
     Args:
         ticket: JSON that the planner wrote: session, generation, k, watermark,
-            dimension and search parameters.
-        vector: lists of float32.
+            and search parameters.
+        vector: lists of float32 of the index's dimension.
         visible_rows: rows up to the watermark that the caller's snapshot sees.
         seen_epoch: the epoch of the table's database in the caller's snapshot.
+
+    Raises:
+        QueryError: a component is not finite.
     """
     vectors = vector.chunk(0) if vector.num_chunks == 1 else vector.combine_chunks()
-    order = json.loads(ticket[0].as_py())
-    queries, usable = _queries(vectors, order["dimension"])
-    if len(queries):
-        rowids, offsets = _find(order, queries, visible_rows, seen_epoch)
-    else:
-        rowids, offsets = np.empty(0, np.int64), np.zeros(1, np.int32)
-    if usable is None:
-        return pa.ListArray.from_arrays(pa.array(offsets), pa.array(rowids))
-    counts = np.zeros(len(vectors), dtype=np.int32)
-    counts[usable] = np.diff(offsets)
-    offsets = np.zeros(len(vectors) + 1, dtype=np.int32)
-    np.cumsum(counts, out=offsets[1:])
-    null = vectors.is_null().to_numpy(zero_copy_only=False)
-    wrong = pa.array(~(usable | null))
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(rowids), mask=wrong)
-
-
-def _queries(
-    vectors: pa.ListArray, dimension: int
-) -> tuple[NDArray[np.float32], NDArray[np.bool_] | None]:
-    """Return float32 (n, dimension) and which of the lists they are; None: all."""
-    values = vectors.flatten().to_numpy(zero_copy_only=False)
-    count = len(vectors)
-    if not vectors.null_count and len(values) == count * dimension:
-        queries = values.reshape(count, dimension)
-        lengths_agree = count == 1 or bool(
-            (np.diff(vectors.offsets.to_numpy()) == dimension).all()
+    present = vectors.drop_null() if vectors.null_count else vectors
+    count = len(present)
+    if not count:
+        empty = pa.array(np.zeros(len(vectors) + 1, dtype=np.int32))
+        return pa.ListArray.from_arrays(empty, pa.array(np.empty(0, np.int64)))
+    queries = present.flatten().to_numpy(zero_copy_only=False).reshape(count, -1)
+    if not np.isfinite(queries).all():
+        raise QueryError(
+            "the query holds NULL, NaN or an infinite value; give finite numbers"
         )
-        if lengths_agree and bool(np.isfinite(queries).all()):
-            return np.ascontiguousarray(queries, dtype=np.float32), None
-    usable = np.zeros(count, dtype=np.bool_)
-    found = []
-    for number, item in enumerate(vectors):
-        if item.is_valid and len(item) == dimension:
-            one = np.array(item.values.to_numpy(zero_copy_only=False), np.float32)
-            if np.isfinite(one).all():
-                usable[number] = True
-                found.append(one)
-    return np.array(found, np.float32).reshape(len(found), dimension), usable
+    order = json.loads(ticket[0].as_py())
+    rowids, offsets = _find(order, queries, visible_rows, seen_epoch)
+    if vectors.null_count:
+        counts = np.zeros(len(vectors), dtype=np.int32)
+        counts[vectors.is_valid().to_numpy(zero_copy_only=False)] = np.diff(offsets)
+        offsets = np.zeros(len(vectors) + 1, dtype=np.int32)
+        np.cumsum(counts, out=offsets[1:])
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(rowids))
 
 
 def _find(

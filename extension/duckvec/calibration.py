@@ -24,8 +24,9 @@ from duckvec.metrics import Metric, normalize_rows
 # Above the recall of 0.95 that is wanted for new queries, by the noise of a sample.
 TARGET_RECALL = 0.96
 SAMPLE = 100  # of each kind
+FEW_OF = 5
 K = 10
-BLOCK_ROWS = 16384
+BLOCK_ROWS = 2048
 # A compressed type is fetched this many times k before its candidates are rescored.
 OVERFETCH = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 # Seconds that DuckDB takes to join and rescore one candidate, in a batch: what a
@@ -39,8 +40,10 @@ def calibrate(
     vectors: NDArray[np.float32],
     metric: Metric,
     params: Mapping[str, int],
+    *,
+    threads: int,
 ) -> dict[str, int]:
-    """Return the cheapest search parameters that reach the target on a sample.
+    """Return the cheapest search parameters that reach the target on both samples.
 
     Args:
         index_type: the type that built `index`.
@@ -48,6 +51,7 @@ def calibrate(
         vectors: float32 (n, d), prepared as for the build.
         metric: the index's metric.
         params: the segment's effective build parameters.
+        threads: how many threads the searches may use.
 
     Returns:
         Search parameters, with "overfetch" for compressed types; the most thorough
@@ -56,31 +60,37 @@ def calibrate(
     rows = len(vectors)
     k = min(K, rows - 1)
     grid = index_type.search_grid(params, rows, K)
-    if k < 1 or not grid:
-        return dict(index_type.default_search_params(params, rows))
-    sample = _draw(vectors, metric, k)
     factors = OVERFETCH if index_type.compressed else (1,)
-    trials: dict[int, tuple[dict[str, int], float] | None] = {}
+    if k < 1 or not grid or (len(grid) == 1 and len(factors) == 1):
+        return dict(grid[0] if grid else index_type.default_search_params(params, rows))
+    sample = _draw(vectors, metric, k)
 
-    def attempt(at: int) -> tuple[dict[str, int], float] | None:
-        if at not in trials:
-            trials[at] = _attempt(index_type, index, sample, grid[at], params, factors)
-        return trials[at]
+    def attempt(
+        at: int, queries: _Sample = sample
+    ) -> tuple[dict[str, int], float] | None:
+        return _attempt(index_type, index, queries, grid[at], params, factors, threads)
 
-    # Recall grows along the grid: bisect for the first setting that reaches it.
+    # Recall grows along the grid: bisect with a few of the queries, then let all of
+    # them confirm, one step down where that does, upwards where it does not.
+    few = sample.every(FEW_OF)
     low, high = 0, len(grid) - 1
     while low < high:
         middle = (low + high) // 2
-        if attempt(middle) is None:
+        if attempt(middle, few) is None:
             low = middle + 1
         else:
             high = middle
     best = attempt(low)
+    if best is not None:
+        best = (attempt(low - 1) if low else None) or best
+    while best is None and low + 1 < len(grid):
+        low += 1
+        best = attempt(low)
     if best is None:
         return {**grid[-1], **({"overfetch": factors[-1]} if len(factors) > 1 else {})}
-    if index_type.compressed:
-        # One step more of probing may be cheaper than a long list to rescore.
-        for at in range(low + 1, min(low + 4, len(grid))):
+    if best[0].get("overfetch", 1) > 1:
+        # A step more of probing may be cheaper than a long list to rescore.
+        for at in range(low + 1, min(low + 3, len(grid))):
             other = attempt(at)
             if other is not None and other[1] < best[1]:
                 best = other
@@ -94,6 +104,10 @@ class _Sample:
     queries: NDArray[np.float32]
     own: NDArray[np.int64]
     truth: NDArray[np.int64]
+
+    def every(self, step: int) -> _Sample:
+        """Return every `step`-th query."""
+        return _Sample(self.queries[::step], self.own[::step], self.truth[::step])
 
     def recall(self, found: NDArray[np.bool_]) -> float:
         """Return the smaller of both kinds' shares of neighbours found, from (s,)."""
@@ -161,13 +175,14 @@ def _attempt(
     setting: Mapping[str, int],
     params: Mapping[str, int],
     factors: Sequence[int],
+    threads: int,
 ) -> tuple[dict[str, int], float] | None:
     """Return the setting with its smallest sufficient over-fetch, and its cost."""
     count = len(sample.queries)
     wanted = min(K * factors[-1] + 1, index.rows)
     own = index_type.clamp_search_params(setting, params, wanted)
     started = time.perf_counter()
-    positions = index.search(sample.queries, wanted, own, threads=1).positions
+    positions = index.search(sample.queries, wanted, own, threads=threads).positions
     seconds = (time.perf_counter() - started) / count
     others = positions != sample.own[:, None]
     # The place of each hit among those that are not the sampled row itself.

@@ -79,7 +79,6 @@ def index_text(
             "generation": generation.number,
             "k": search.k,
             "watermark": generation.watermark,
-            "dimension": search.dimension,
             "params": dict(search_params),
         }
     )
@@ -89,33 +88,32 @@ def index_text(
         if foreign is not None
         else f"{generation.seal.epoch:d}"
     )
-    wrong_query = _wrong_query(search, "__query.vector::FLOAT[]")
+    # The cast refuses a query of another length in DuckDB's words: a check of our own
+    # would cost half a millisecond of binding in every search.
+    query = f"(SELECT vector::{_array(search)} AS vector FROM __query) AS __q"
+    distance = _distance(search, "__t", "__q.vector")
     # The tail's rows are not joined by their row ids: a hash join whose build side is a
     # union loses rows of the caller's own transaction now and then (DuckDB 2.0.0).
-    query_distance = _distance(search, "__t", "__query.vector")
     text = f"""
 SELECT __t.*, {_distance(search, "__t", "__h.vector")} AS {hidden}
 FROM (
     SELECT
-        __query.vector,
+        __q.vector,
         unnest(
-            coalesce(
-                __duckvec_hits(
-                    {quote_literal(ticket)},
-                    __query.vector::FLOAT[],
-                    (SELECT count(*) FROM {table.path} WHERE rowid <= {watermark}),
-                    {seen_epoch}
-                ),
-                {wrong_query}
+            __duckvec_hits(
+                {quote_literal(ticket)},
+                __q.vector::FLOAT[],
+                (SELECT count(*) FROM {table.path} WHERE rowid <= {watermark}),
+                {seen_epoch}
             )
         ) AS id
-    FROM __query
+    FROM {query}
 ) AS __h
 JOIN {table.path} AS __t ON __t.rowid = __h.id
 UNION ALL
-SELECT __t.*, {query_distance} AS {hidden}
-FROM __query, {table.path} AS __t
-WHERE __t.rowid > {watermark} AND isfinite({query_distance})
+SELECT __t.*, {distance} AS {hidden}
+FROM {query}, {table.path} AS __t
+WHERE __t.rowid > {watermark} AND isfinite({distance})
 ORDER BY {hidden}
 LIMIT {search.k:d}"""
     if hidden != "distance":
@@ -175,23 +173,23 @@ def _checked_query(search: Search) -> str:
         THEN {cast}
         ELSE error('the query has ' || len({cast}) || {label})
     END"""
+    sentence = quote_literal(
+        f"the query for {quote_identifier(search.column.name)} of "
+        f"{search.table.label} must be {search.dimension} finite numbers; it has "
+    )
     return f"""CASE
         WHEN __query.vector IS NULL THEN NULL
         WHEN len({cast}) = {search.dimension:d}
             AND list_count({cast}) = {search.dimension:d}
             AND isfinite(list_sum({cast}))
         THEN {cast}
-        ELSE {_wrong_query(search, cast)}
+        ELSE error({sentence} || len(list_filter({cast}, lambda x: isfinite(x))))
     END"""
 
 
-def _wrong_query(search: Search, cast: str) -> str:
-    """Return the expression that raises the error of a query that is none."""
-    start = quote_literal(
-        f"the query for {quote_identifier(search.column.name)} of "
-        f"{search.table.label} must be {search.dimension} finite numbers; it has "
-    )
-    return f"error({start} || len(list_filter({cast}, lambda x: isfinite(x))))"
+def _array(search: Search) -> str:
+    """Return the array type of the column's element and the index's dimension."""
+    return f"{search.column.element}[{search.dimension:d}]"
 
 
 def _distance(search: Search, row: str, query: str) -> str:
@@ -203,7 +201,7 @@ def _distance(search: Search, row: str, query: str) -> str:
             WHEN len({vector}) = len({query}) AND list_count({vector}) = len({vector})
             THEN {search.metric.duckdb_list_function}({vector}, {query})
         END"""
-    array = f"{column.element}[{search.dimension:d}]"
+    array = _array(search)
     function = search.metric.duckdb_array_function
     if column.length is not None:
         return f"{function}({vector}, {query}::{array})"

@@ -14,7 +14,7 @@ from duckvec.metrics import Metric
 from duckvec.sql_text import quote_identifier
 from duckvec.tables import Table, VectorColumn
 
-BATCH_ROWS = 16384
+BATCH_ROWS = 4096
 
 
 @dataclass(frozen=True)

@@ -166,7 +166,9 @@ def _write_segment(
     )
     task.check()
     if not result.search_params:
-        result.search_params = calibrate(kind, built, vectors, order.metric, params)
+        result.search_params = calibrate(
+            kind, built, vectors, order.metric, params, threads=instance.threads
+        )
     segment_id = paths.new_segment_id()
     library, _, version = built.library_note.partition(" ")
     row = SegmentRow(
