@@ -244,3 +244,21 @@ def test_a_directory_for_the_artifacts(tmp_path: Path, vectors: Vectors) -> None
     assert len(list(place.glob("a.db.*.duckvec/*"))) == 2
     assert not (tmp_path / "a.db.duckvec").exists()
     con.close()
+
+
+def test_creating_inside_a_transaction(
+    con: duckdb.DuckDBPyConnection, vectors: Vectors
+) -> None:
+    create_table(con, vectors)
+    con.execute("BEGIN")
+    con.execute("DELETE FROM items WHERE id < 10")
+    con.execute("INSERT INTO items VALUES (-1, 0, ?)", [vectors.query(0)])
+    made = create(con, "FLAT")
+    assert made["row_count"] == 3000
+    assert search(con, vectors.query(0), 1) == [(-1, 0.0)]
+    con.execute("ROLLBACK")
+    [index] = rows(con, "FROM vector_indexes()")
+    assert index["indexed_rows"] == 3000
+    assert search(con, vectors.query(0), 1)[0][0] >= 0
+    con.execute("CHECKPOINT")
+    assert len(search(con, vectors.query(0), 3000)) == 3000
