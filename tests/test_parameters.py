@@ -107,13 +107,14 @@ def test_params_are_read_as_json_or_between_angle_brackets(
     ("text", "message"),
     [
         ("abc", "params 'abc' is not JSON; write it like {\"nlist\": 1024}"),
-        ('"abc"', 'params \'"abc"\' is not JSON; write it like {"nlist": 1024}'),
+        # to_json of the text abc, as it comes from SQL: what the user typed is shown.
+        ('"abc"', "params 'abc' is not JSON; write it like {\"nlist\": 1024}"),
         ("[1]", "params '[1]' is no JSON object; write it like {\"nlist\": 1024}"),
         ("7", "params '7' is no JSON object; write it like {\"nlist\": 1024}"),
         ("true", "params 'true' is no JSON object; write it like {\"nlist\": 1024}"),
         (
             '"\\"{}\\""',
-            'params \'"\\"{}\\""\' is no JSON object; write it like {"nlist": 1024}',
+            'params \'"{}"\' is no JSON object; write it like {"nlist": 1024}',
         ),
         (
             '{"nlist": 1, "nlist": 2}',

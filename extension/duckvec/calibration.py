@@ -72,7 +72,7 @@ def calibrate(
 
     # Recall grows along the grid: bisect with a few of the queries, then let all of
     # them confirm, one step down where that does, upwards where it does not.
-    few = sample.every(FEW_OF)
+    few = sample.every(FEW_OF) if len(sample.queries) == 2 * SAMPLE else sample
     low, high = 0, len(grid) - 1
     while low < high:
         middle = (low + high) // 2
