@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pytest
 
 import duckvec
+from duckvec import writer
 from tests.data import (
     EXHAUSTIVE,
     PARAMS,
     Vectors,
     assert_same,
+    clustered,
     create,
     create_table,
     exact,
@@ -149,4 +152,27 @@ def test_leftover_files_are_removed_when_the_database_is_opened(
     assert not names & set(stray)
     assert "notes.txt" in names
     assert len(names) == 3
+    con.close()
+
+
+def test_a_build_that_fails_half_way_leaves_no_files(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    con = duckvec.connect(str(path))
+    create_table(con, clustered(9000, 64))
+    write = writer.write_segment
+    written = 0
+
+    def fail_at_the_third(*arguments: Any) -> Any:
+        nonlocal written
+        written += 1
+        if written == 3:
+            raise OSError("no space left on device")
+        return write(*arguments)
+
+    monkeypatch.setattr(writer, "write_segment", fail_at_the_third)
+    with pytest.raises(duckdb.Error, match="no space left"):
+        create(con, "IVF_FLAT", index_file_size=1)
+    assert list(folder(path).iterdir()) == []
+    assert con.execute("FROM vector_indexes()").fetchall() == []
     con.close()

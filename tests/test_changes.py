@@ -318,3 +318,96 @@ def test_zero_vectors_have_no_direction(
             source="(FROM items WHERE id >= 0)",
         )
         assert_same(found, wanted)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "preserve_insertion_order = false",
+        "default_order = 'DESC'",
+        "default_null_order = 'nulls_first'",
+    ],
+)
+def test_settings_that_change_orders_change_no_answer(
+    con: duckdb.DuckDBPyConnection, setting: str
+) -> None:
+    big = clustered(250_000, 4)
+    data = arrow_table(big.rows)
+    con.execute("CREATE TABLE items AS SELECT id, vector AS embedding FROM data")
+    del data
+    wanted = exact(con, big.query(0))
+    con.execute(f"SET {setting}")
+    assert_same(search(con, big.query(0)), wanted)
+    create(con, "IVF_FLAT")
+    con.execute("DELETE FROM items WHERE id % 10 = 0")
+    con.execute(f"RESET {setting.split()[0]}")
+    wanted = exact(con, big.query(0))
+    con.execute(f"SET {setting}")
+    for _ in range(3):
+        assert_same(search(con, big.query(0), params={"nprobe": 32}), wanted)
+    duckvec.load(con).wait()
+    [(rows, indexed)] = con.execute(
+        "SELECT row_count, indexed_rows FROM vector_indexes()"
+    ).fetchall()
+    assert rows == indexed == 225_000
+    assert_same(search(con, big.query(0), params={"nprobe": 32}), wanted)
+
+
+def test_altered_vector_columns(
+    con: duckdb.DuckDBPyConnection, vectors: Vectors
+) -> None:
+    create_table(con, vectors)
+    create(con, "IVF_FLAT")
+    con.execute(
+        "ALTER TABLE items ALTER embedding TYPE DOUBLE[16] "
+        "USING list_transform(embedding::FLOAT[], lambda x: -x)"
+    )
+    check(con, vectors)
+    check(con, vectors)
+    con.execute("ALTER TABLE items DROP COLUMN embedding")
+    con.execute("ALTER TABLE items ADD COLUMN embedding FLOAT[3] DEFAULT [1, 2, 3]")
+    assert con.execute(
+        "SELECT distance FROM vector_search('items', [1, 2, 3], 2)"
+    ).fetchall() == [(0.0,), (0.0,)]
+
+
+def test_generated_columns_are_not_indexed(con: duckdb.DuckDBPyConnection) -> None:
+    con.execute(
+        "CREATE TABLE t (a FLOAT, v FLOAT[2] GENERATED ALWAYS AS ([a, 1]::FLOAT[2]))"
+    )
+    con.execute("INSERT INTO t SELECT i FROM range(100) r(i)")
+    with pytest.raises(duckdb.Error, match="is generated"):
+        create(con, "FLAT", "t")
+    con.execute("UPDATE t SET a = 1000 WHERE a = 3")
+    found = con.execute("SELECT a FROM vector_search('t', [1000, 1], 1)").fetchall()
+    assert found == [(1000.0,)]
+
+
+def test_an_index_made_before_any_row_survives_reopening(path: Path) -> None:
+    con = duckvec.connect(str(path))
+    con.execute("CREATE TABLE items (id BIGINT, embedding FLOAT[16])")
+    create(con, "IVF_FLAT")
+    con.close()
+    con = duckdb.connect(str(path))
+    handle = duckvec.load(con)
+    big = clustered(6000, 16)
+    data = arrow_table(big.rows)
+    con.execute("INSERT INTO items SELECT id, vector FROM data")
+    del data
+    handle.wait()
+    rows = con.execute("SELECT indexed_rows FROM vector_indexes()").fetchall()
+    assert rows == [(6000,)]
+    check(con, big)
+    con.close()
+
+
+def test_queries_and_rows_without_a_finite_distance(
+    con: duckdb.DuckDBPyConnection, vectors: Vectors
+) -> None:
+    create_table(con, vectors)
+    for metric in ("COSINE", "L2"):
+        create(con, "FLAT", metric=metric)
+        query = [0.0] * 16 if metric == "COSINE" else [3e38] * 16
+        by_index = search(con, query)
+        con.execute("CALL drop_vector_index('items')").fetchall()
+        assert by_index == search(con, query)

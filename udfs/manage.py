@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import duckdb
+
 from duckvec import manage
 from duckvec.errors import VectorIndexError
 from duckvec.instance import find_session
@@ -16,6 +18,8 @@ _ROW = """STRUCT(
     params VARCHAR, dimension INTEGER, row_count BIGINT, segment_count INTEGER,
     size_bytes BIGINT, build_seconds DOUBLE
 )"""
+# What a build or a drop can meet: each arrives in SQL as its own sentence.
+FAILURES = (VectorIndexError, duckdb.Error, OSError, RuntimeError, MemoryError)
 _RESULT = f'STRUCT(error VARCHAR, "row" {_ROW})'
 
 
@@ -47,7 +51,7 @@ def create(
     try:
         instance, caller_session = find_session(session)
         row = manage.create(instance, caller_session, request, caller)
-    except VectorIndexError as error:
+    except FAILURES as error:
         return {"error": str(error), "row": None}
     return {"error": None, "row": row}
 
@@ -70,6 +74,6 @@ def drop(
     try:
         instance, caller_session = find_session(session)
         row = manage.drop(instance, caller_session, collection, column_name, caller)
-    except VectorIndexError as error:
+    except FAILURES as error:
         return {"error": str(error), "row": None}
     return {"error": None, "row": row}

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from duckvec.errors import QueryError, VectorIndexError
+from duckvec.errors import ArtifactError, QueryError, VectorIndexError
 from duckvec.instance import find_session
 from duckvec.metrics import METRICS
 from duckvec.planner import Request, plan_search
@@ -127,7 +127,7 @@ def _find(
                 visible_rows=visible_rows[0].as_py(),
                 threads=instance.threads,
             )
-        except VectorIndexError as error:
+        except ArtifactError as error:
             index.last_error = str(error)
             logger.warning("%s", error)
     return _everything_up_to(order["watermark"], len(queries))
@@ -137,5 +137,9 @@ def _everything_up_to(
     watermark: int, queries: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
     rows = watermark + 1
+    if rows * queries > np.iinfo(np.int32).max:
+        raise QueryError(
+            f"{rows * queries} candidates are too many for one batch; join fewer queries"
+        )
     offsets = np.arange(queries + 1, dtype=np.int32) * np.int32(rows)
     return np.tile(np.arange(rows, dtype=np.int64), queries), offsets

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 import duckdb
 
 from duckvec import builder
-from duckvec.errors import VectorIndexError
+from duckvec.errors import BusyError, ClosedError, VectorIndexError
 from duckvec.instance import Instance
 from duckvec.keeper import Task
 from duckvec.sql_text import quote_path
@@ -114,26 +114,30 @@ def _prepare(task: Task, instance: Instance, state: DatabaseState) -> None:
         return
     for index in list(state.indexes.values()):
         task.check()
-        if not index.segments:
+        if not index.segments and index.row.index_type == "FLAT":
             continue
         with _recording(index):
             table = locate(instance, state, index)
             generation = index.generation
-            oid = table.oid if table else None
+            identity = table.identity if table else None
             proven = generation is not None and generation.chain == chain
             if (table and index.is_for(table) and proven) or (
-                index.failed == (chain, oid)
+                index.failed == (chain, identity)
             ):
                 continue
-            index.failed = (chain, oid)  # unless this succeeds
+            index.failed = (chain, identity)  # unless this succeeds
             if table is None or not has_column(table, index.row.column_name):
                 index.last_error = (
                     f'table "{index.row.table_name}" or its column is gone; '
                     "drop_vector_index removes its index"
                 )
                 continue
-            builder.prove_index(task, instance, state, index, table, chain)
-            index.failed = None
+            try:
+                builder.prove_index(task, instance, state, index, table, chain)
+                index.failed = None
+            except (BusyError, ClosedError):
+                index.failed = None  # it was stopped; the next search asks again
+                raise
 
 
 def _seal_tail(
@@ -141,7 +145,11 @@ def _seal_tail(
 ) -> None:
     table = locate(instance, state, index)
     generation = index.generation
-    if table is None or generation is None or generation.table_oid != table.oid:
+    if (
+        table is None
+        or generation is None
+        or generation.table_identity != table.identity
+    ):
         return
     with read_only(instance.background_cursor()) as cursor:
         tail = cursor.execute(
@@ -156,6 +164,8 @@ def _recording(index: IndexState) -> Iterator[None]:
     """Keep a failure of background work with the index that it concerns."""
     try:
         yield
+    except (BusyError, ClosedError):
+        raise
     except (VectorIndexError, duckdb.Error, OSError) as error:
         index.last_error = str(error)
         logger.warning("%s", error)

@@ -49,8 +49,8 @@ from duckvec.tracking import (
 )
 from duckvec.writer import Order, remove_files, write_segments
 
-_FIND_OID = """
-SELECT table_oid
+_FIND_TABLE = """
+SELECT table_oid, sql
 FROM duckdb_tables()
 WHERE database_name = $database AND schema_name = $schema AND table_name = $name
 """
@@ -114,7 +114,7 @@ def build_index(
     generation = Generation(
         chain=chain,
         seal=Seal(seal_transaction, epoch),
-        table_oid=table.oid,
+        table_identity=table.identity,
         watermark=written.watermark,
         covered_rows=written.covered_rows,
         segments=tuple(written.live),
@@ -193,6 +193,13 @@ def prove_index(
     """
     row = index.row
     column = _column_of(table, row)
+    if not index.segments:
+        # Created before any row was there: every row is in the tail.
+        with instance.lock:
+            index.use(
+                Generation(chain, Seal(UNSEALED, UNSEALED), table.identity, -1, 0, ())
+            )
+        return
     if row.dimension is None:
         return
     if column.length not in (None, row.dimension):
@@ -209,11 +216,14 @@ def prove_index(
             cursor, table, column, row.dimension, METRICS[row.metric]
         ):
             task.check()
+            instance.require_open()
             rowids.append(batch.rowids)
             hashes.append(hash_vectors(batch.vectors))
         _, _, last = count_rows(cursor, table, column)
+        ids = np.concatenate(rowids)
+        order = np.argsort(ids)
         live, watermark = prove(
-            index.segments, np.concatenate(rowids), np.concatenate(hashes), last
+            index.segments, ids[order], np.concatenate(hashes)[order], last
         )
         covered = len(read_rowids(cursor, table, watermark))
     epoch = _advance_epoch(task, instance, state)
@@ -223,7 +233,7 @@ def prove_index(
             Generation(
                 chain=chain,
                 seal=Seal(seal_transaction, epoch),
-                table_oid=table.oid,
+                table_identity=table.identity,
                 watermark=watermark,
                 covered_rows=covered,
                 segments=live,
@@ -240,7 +250,7 @@ def refresh_index(
 ) -> None:
     """Look which rows of a generation are gone, so that searches skip them."""
     old = index.generation
-    if old is None or old.table_oid != table.oid:
+    if old is None or old.table_identity != table.identity:
         return
     with _snapshot(task, instance, state, table) as cursor:
         seal_transaction = _seal_transaction(task, instance, state)
@@ -270,7 +280,7 @@ def extend_index(
     """Seal the tail: build segments over the rows that came after the watermark."""
     old = index.generation
     row = index.row
-    if old is None or old.table_oid != table.oid:
+    if old is None or old.table_identity != table.identity:
         return
     order = Order(
         table,
@@ -339,10 +349,10 @@ def _snapshot(
     try:
         task.beginning(lambda: cursor.execute("BEGIN TRANSACTION READ ONLY"))
         found = cursor.execute(
-            _FIND_OID,
+            _FIND_TABLE,
             {"database": state.name, "schema": table.schema, "name": table.name},
         ).fetchall()
-        if [(table.oid,)] != found:
+        if [table.identity] != found:
             raise NotIndexableError(
                 f"table {table.label} was replaced meanwhile; try again"
             )

@@ -144,7 +144,7 @@ class VectorIndexes:
         relation = connection.sql(
             "SELECT __queries.query_index, __hits.* "
             f"FROM duckvec_queries AS __queries, {source} AS __hits "
-            "ORDER BY query_index, __hits.distance",
+            "ORDER BY query_index ASC, __hits.distance ASC",
             params=options,
         )
         del duckvec_queries

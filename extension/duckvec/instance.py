@@ -8,6 +8,7 @@ hold locks of DuckDB's.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 import weakref
@@ -28,6 +29,7 @@ logger = logging.getLogger("duckvec")
 _instances: dict[int, Instance] = {}
 
 LOOKUP_SECONDS = 1.0
+SETTLED_SECONDS = 2.0
 
 _DATABASE = """
 SELECT path, readonly, type, encrypted
@@ -96,6 +98,17 @@ class Instance:
             except ClosedError:
                 continue
         raise ClosedError("every loaded connection is closed; connect and load again")
+
+    def require_open(self) -> None:
+        """Stop work in the background once every loaded connection is closed.
+
+        Raises:
+            ClosedError: they are.
+        """
+        with self.lock:
+            sessions = list(self.sessions.values())
+        if not any(session.open for session in sessions):
+            raise ClosedError("every loaded connection is closed")
 
     # Databases and their indexes
 
@@ -176,6 +189,11 @@ class Instance:
         """
         if sign is None or table.database != caller.database:
             return
+        if time.time() - os.path.getmtime(str(state.path)) < SETTLED_SECONDS or (
+            os.path.exists(f"{state.path}.wal")
+            and time.time() - os.path.getmtime(f"{state.path}.wal") < SETTLED_SECONDS
+        ):
+            return  # a commit may be on disk and not visible yet
         key = (collection, caller.database, caller.schema, caller.search_path)
         if len(self._lookups) > 1000:
             self._lookups.clear()
@@ -217,7 +235,7 @@ class Instance:
             if not state.read_only:
                 # No build of this process writes here before the catalog was read.
                 paths.remove_orphans(folder, _named_files(state))
-        except (VectorIndexError, OSError) as error:
+        except (VectorIndexError, OSError, ValueError, duckdb.Error) as error:
             state.error = str(error)
             logger.warning("%s", error)
 
@@ -234,7 +252,13 @@ class Instance:
         guard = session.guards.get(state.oid)
         if guard is None:
             epoch = f"{catalog.schema_path(state.name)}.epoch"
-            guard = Guard(session.cursor(), epoch)
+            cursor = session.cursor()
+            try:
+                guard = Guard(cursor, epoch)
+            except duckdb.Error as error:  # the catalog was dropped, say
+                cursor.close()
+                logger.warning("%s", error)
+                return None
             with self.lock:
                 session.guards[state.oid] = guard
         return guard

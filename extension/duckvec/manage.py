@@ -29,6 +29,7 @@ from duckvec.tables import (
     Table,
     VectorColumn,
     find_column,
+    is_generated,
     places,
     read_only,
     require_table,
@@ -230,6 +231,11 @@ def _target(
             f'{table.label} has a column "rowid", which hides the row ids that an '
             f"index needs, and cannot be {verb}; vector_search scans it exactly"
         )
+    if is_generated(table, column):
+        raise NotIndexableError(
+            f'column "{column.name}" of {table.label} is generated, so that its '
+            f"vectors change in place, and cannot be {verb}; vector_search scans it exactly"
+        )
     if state.read_only:
         raise ReadOnlyError(
             f'database "{state.name}" is open read-only, so that {table.label} cannot '
@@ -256,6 +262,8 @@ def _ensure_catalog(instance: Instance, state: DatabaseState) -> None:
         return
 
     def work(task: Task) -> None:
+        if state.has_catalog:
+            return  # another caller came first
         cursor = instance.background_cursor()
         try:
             task.beginning(lambda: cursor.execute("BEGIN TRANSACTION"))

@@ -51,7 +51,7 @@ FROM (
     LIMIT {search.k:d}
 )
 WHERE isfinite({hidden})
-ORDER BY {hidden}"""
+ORDER BY {hidden} ASC NULLS LAST"""
 
 
 def index_text(
@@ -110,11 +110,12 @@ FROM (
     FROM {query}
 ) AS __h
 JOIN {table.path} AS __t ON __t.rowid = __h.id
+WHERE isfinite({_distance(search, "__t", "__h.vector")})
 UNION ALL
 SELECT __t.*, {distance} AS {hidden}
 FROM {query}, {table.path} AS __t
 WHERE __t.rowid > {watermark} AND isfinite({distance})
-ORDER BY {hidden}
+ORDER BY {hidden} ASC NULLS LAST
 LIMIT {search.k:d}"""
     if hidden != "distance":
         text = f"SELECT * RENAME ({hidden} AS distance)\nFROM (\n{text}\n)"
@@ -148,14 +149,15 @@ FROM (
         __t.*,
         CASE
             WHEN len(__t.{name}) = len(__query.vector::DOUBLE[])
+                AND list_count(__t.{name}) = len(__t.{name})
             THEN {metric.duckdb_list_function}(__t.{name}, __query.vector)
         END AS __distance
     FROM __query, (SELECT * FROM {quote_path(parts)} WHERE {where}) AS __t
-    ORDER BY __distance
+    ORDER BY __distance ASC NULLS LAST
     LIMIT {k:d}
 )
 WHERE isfinite(__distance)
-ORDER BY __distance"""
+ORDER BY __distance ASC NULLS LAST"""
 
 
 def _checked_query(search: Search) -> str:
@@ -214,9 +216,10 @@ def _distance(search: Search, row: str, query: str) -> str:
 
 def _order(search: Search, distance: str) -> str:
     """Return the sort keys: what is not finite comes last, whatever the metric."""
+    nearest = f"{distance} ASC NULLS LAST"
     if search.metric.is_similarity:
-        return f"{distance} = '-Infinity', {distance}"
-    return distance
+        return f"{distance} = '-Infinity' ASC NULLS LAST, {nearest}"
+    return nearest
 
 
 def _unused_name(name: str, table: Table) -> str:

@@ -6,6 +6,7 @@ distance; `index` joins the hits of a generation to the live table and adds the 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -36,6 +37,8 @@ from duckvec.tables import (
 from duckvec.tracking import Generation
 
 MAX_K = 16384
+# DuckDB reads files by names with dots and slashes where no table has them.
+_PLAIN_NAME = re.compile(r"[\w $-]+")
 # More rows than this share of an index gone since the last look: an exact scan serves
 # until the background has looked again.
 REFRESH_SHARE = 0.05
@@ -85,6 +88,7 @@ def plan_search(
         condition = None
     column = find_column(table, request.column_name)
     index = instance.index(table, column.name) if table.kind == "table" else None
+    row = index.row if index else None
     search = Search(
         table,
         column,
@@ -102,7 +106,13 @@ def plan_search(
         in_own_database and request.transaction <= generation.seal.transaction
     ):
         return exact_text(search)  # the caller's snapshot may be older than the build
-    settings = {**index.row.search_params, **params}
+    built = generation.segments[0].segment.row
+    if index.row is not row or (built.index_type, built.metric) != (
+        row.index_type,
+        row.metric,
+    ):
+        return exact_text(search)  # the index was replaced meanwhile
+    settings = {**row.search_params, **params}
     foreign = None if in_own_database else state.name
     return index_text(session.number, search, generation, settings, foreign)
 
@@ -162,7 +172,7 @@ def _usable_generation(
     guard = instance.open_guard(session, state)
     chain = instance.chain_of(session, state)
     if not _good_for(index.generation, chain, table):
-        if index.failed == (chain, table.oid):
+        if index.failed == (chain, table.identity):
             return None
         if guard is not None or state.read_only:
             background.wait_briefly(background.prepare(instance, state))
@@ -189,7 +199,7 @@ def _good_for(generation: Generation | None, chain: int | None, table: Table) ->
         generation is not None
         and chain is not None
         and generation.chain == chain
-        and generation.table_oid == table.oid
+        and generation.table_identity == table.identity
     )
 
 
@@ -224,7 +234,7 @@ def _plan_unseen(cursor: duckdb.DuckDBPyConnection, request: Request, k: int) ->
     column has to be named, because nothing can be looked up.
     """
     parts = parse_collection(request.collection)
-    if request.column_name is None:
+    if request.column_name is None or not _PLAIN_NAME.fullmatch(parts[-1]):
         raise unknown_table(
             cursor,
             parts,

@@ -22,7 +22,7 @@ class Batch:
     """Rows of one batch whose vector can be indexed.
 
     Attributes:
-        rowids: int64 (n,), ascending.
+        rowids: int64 (n,).
         vectors: float32 (n, d), finite; read-only memory of Arrow's where possible.
         not_finite: int64, row ids left out because of a NaN or infinite component.
     """
@@ -95,7 +95,7 @@ def read_vectors(
     metric: Metric,
     after_rowid: int = -1,
 ) -> Iterator[Batch]:
-    """Yield the vectors of a table in the order of their row ids.
+    """Yield the vectors of a table, mostly in the order of their row ids.
 
     Args:
         cursor: inside the transaction whose snapshot is read.
@@ -136,4 +136,5 @@ def read_rowids(
     result = cursor.execute(
         f"SELECT rowid AS id FROM {table.path} WHERE rowid <= {up_to:d}"
     ).fetchnumpy()
-    return np.asarray(result["id"], dtype=np.int64)
+    # Without the setting preserve_insertion_order they come in any order.
+    return np.sort(np.asarray(result["id"], dtype=np.int64))

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from duckvec.errors import QueryError
 from duckvec.index_types import get_index_type
 from duckvec.metrics import Metric, normalize_rows
 from duckvec.tracking import Generation, LiveSegment
@@ -135,6 +136,10 @@ def all_rowids(generation: Generation) -> NDArray[np.int64]:
 
 
 def _offsets(counts: NDArray[np.integer]) -> NDArray[np.int32]:
-    offsets = np.zeros(len(counts) + 1, dtype=np.int32)
+    offsets = np.zeros(len(counts) + 1, dtype=np.int64)
     np.cumsum(counts, out=offsets[1:])
-    return offsets
+    if offsets[-1] > np.iinfo(np.int32).max:
+        raise QueryError(
+            f"{offsets[-1]} candidates are too many for one batch; join fewer queries"
+        )
+    return offsets.astype(np.int32)

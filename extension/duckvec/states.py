@@ -68,8 +68,8 @@ class IndexState:
         generation: what new plans may use, once proven.
         previous: the one before, for plans that are about to run.
         last_error: what the background failed at last.
-        failed: chain and table oid for which a proof failed, so that searches do not
-            ask for it again and again.
+        failed: chain and table identity for which a proof failed, so that searches do
+            not ask for it again and again.
         surplus_sign: the database's change sign when `surplus` was counted.
         surplus: indexed rows that are gone.
     """
@@ -79,14 +79,14 @@ class IndexState:
     generation: Generation | None = None
     previous: Generation | None = None
     last_error: str | None = None
-    failed: tuple[int, int | None] | None = None
+    failed: tuple[int, tuple[int, str] | None] | None = None
     surplus_sign: object = None
     surplus: int = 0
 
     def is_for(self, table: Table) -> bool:
         """Tell whether the current generation was made from this very table."""
         generation = self.generation
-        return generation is not None and generation.table_oid == table.oid
+        return generation is not None and generation.table_identity == table.identity
 
     def use(self, generation: Generation | None) -> None:
         """Make `generation` the one that new plans get; running ones keep theirs."""

@@ -75,6 +75,12 @@ class Table:
     oid: int
     kind: str
     columns: tuple[tuple[str, str], ...]
+    definition: str
+
+    @property
+    def identity(self) -> tuple[int, str]:
+        """What changes when another table takes the name, or the table is altered."""
+        return self.oid, self.definition
 
     @property
     def path(self) -> str:
@@ -136,7 +142,16 @@ def find_table(
                     if len(_columns_cache) > 1000:
                         _columns_cache.clear()
                     _columns_cache[key] = columns
-                return Table(database, database_oid, schema, name, oid, kind, columns)
+                return Table(
+                    database,
+                    database_oid,
+                    schema,
+                    name,
+                    oid,
+                    kind,
+                    columns,
+                    definition or "",
+                )
     return None
 
 
@@ -222,6 +237,13 @@ def find_column(table: Table, column_name: str | None) -> VectorColumn:
         f'table {table.label} has no column "{column_name}"; its vector columns: '
         f"{listed or 'none'}"
     )
+
+
+def is_generated(table: Table, column: VectorColumn) -> bool:
+    """Tell whether a column is computed from others, so that its rows stay in place."""
+    names = f"(?:{re.escape(quote_identifier(column.name))}|{re.escape(column.name)})"
+    pattern = rf"{names}\s+(?:FLOAT|DOUBLE)\[\d*\]\s+GENERATED\s+ALWAYS"
+    return re.search(pattern, table.definition, re.IGNORECASE) is not None
 
 
 def has_column(table: Table, column_name: str) -> bool:

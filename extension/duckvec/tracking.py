@@ -78,7 +78,7 @@ class Generation:
         number: unique in the process.
         chain: the chain of guards under which its row ids hold.
         seal: which callers may use it.
-        table_oid: the table that it was made from.
+        table_identity: the table that it was made from, as it was defined.
         watermark: highest row id it covers; -1 where it covers none.
         covered_rows: rows with ids up to the watermark in its snapshot.
         segments: what to search.
@@ -86,7 +86,7 @@ class Generation:
 
     chain: int
     seal: Seal
-    table_oid: int
+    table_identity: tuple[int, str]
     watermark: int
     covered_rows: int
     segments: tuple[LiveSegment, ...]

@@ -105,35 +105,40 @@ def write_segments(
             )
         )
 
-    batches = read_vectors(
-        cursor, order.table, order.column, dimension, order.metric, after
-    )
-    for batch in batches:
-        task.check()
-        if len(batch.not_finite):
-            example = int(batch.not_finite[0]) if not not_finite else example
-            not_finite += len(batch.not_finite)
-        start = 0
-        while start < len(batch.rowids):
-            take = min(len(buffer) - filled, len(batch.rowids) - start)
-            buffer[filled : filled + take] = batch.vectors[start : start + take]
-            rowids[filled : filled + take] = batch.rowids[start : start + take]
-            filled, start = filled + take, start + take
-            if filled == len(buffer) and not (strict and not_finite):
-                seal()
-                filled = 0
-        read += len(batch.rowids)
-        task.progress = min(0.99, read / max(1, vectors))
-    if not_finite and strict:
-        remove_files(tuple(live.segment for live in result.live))
-        name = quote_identifier(order.column.name)
-        raise ColumnError(
-            f"{not_finite} {'vector' if not_finite == 1 else 'vectors'} in {name} of "
-            f"{order.table.label} {'holds' if not_finite == 1 else 'hold'} NaN or "
-            f"infinite values, such as the one at rowid {example}; set them to NULL"
+    try:
+        batches = read_vectors(
+            cursor, order.table, order.column, dimension, order.metric, after
         )
-    if filled:
-        seal()
+        for batch in batches:
+            task.check()
+            instance.require_open()
+            if len(batch.not_finite):
+                example = int(batch.not_finite[0]) if not not_finite else example
+                not_finite += len(batch.not_finite)
+            start = 0
+            while start < len(batch.rowids):
+                take = min(len(buffer) - filled, len(batch.rowids) - start)
+                buffer[filled : filled + take] = batch.vectors[start : start + take]
+                rowids[filled : filled + take] = batch.rowids[start : start + take]
+                filled, start = filled + take, start + take
+                if filled == len(buffer) and not (strict and not_finite):
+                    seal()
+                    filled = 0
+            read += len(batch.rowids)
+            task.progress = min(0.99, read / max(1, vectors))
+        if not_finite and strict:
+            one = not_finite == 1
+            raise ColumnError(
+                f"{not_finite} {'vector' if one else 'vectors'} in "
+                f"{quote_identifier(order.column.name)} of {order.table.label} "
+                f"{'holds' if one else 'hold'} NaN or infinite values, such as the one "
+                f"at rowid {example}; set them to NULL"
+            )
+        if filled:
+            seal()
+    except BaseException:
+        remove_files(tuple(live.segment for live in result.live))
+        raise
     result.skipped_rows = vectors - read
     return result
 
