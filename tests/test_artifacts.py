@@ -9,7 +9,7 @@ import duckdb
 import pytest
 
 import duckvec
-from duckvec import writer
+from duckvec import segments, writer
 from tests.data import (
     EXHAUSTIVE,
     PARAMS,
@@ -160,7 +160,7 @@ def test_a_build_that_fails_half_way_leaves_no_files(
 ) -> None:
     con = duckvec.connect(str(path))
     create_table(con, clustered(9000, 64))
-    write = writer.write_segment
+    write = segments.write_segment
     written = 0
 
     def fail_at_the_third(*arguments: Any) -> Any:

@@ -139,7 +139,7 @@ def _everything_up_to(
     rows = watermark + 1
     if rows * queries > np.iinfo(np.int32).max:
         raise QueryError(
-            f"{rows * queries} candidates are too many for one batch; join fewer queries"
+            f"{rows * queries} candidates are too many for a batch; join fewer queries"
         )
     offsets = np.arange(queries + 1, dtype=np.int32) * np.int32(rows)
     return np.tile(np.arange(rows, dtype=np.int64), queries), offsets

@@ -233,8 +233,8 @@ def _target(
         )
     if is_generated(table, column):
         raise NotIndexableError(
-            f'column "{column.name}" of {table.label} is generated, so that its '
-            f"vectors change in place, and cannot be {verb}; vector_search scans it exactly"
+            f'column "{column.name}" of {table.label} is generated: its vectors change '
+            f"in place, and cannot be {verb}; vector_search scans it exactly"
         )
     if state.read_only:
         raise ReadOnlyError(
