@@ -18,16 +18,9 @@ from duckvec.instance import Instance
 from duckvec.keeper import Task
 from duckvec.sql_text import quote_path
 from duckvec.states import DatabaseState, IndexState, Session
-from duckvec.tables import Caller, Table, find_table, has_column, read_only
+from duckvec.tables import Caller, Table, databases, find_table, has_column, read_only
 
 logger = logging.getLogger("duckvec")
-
-_DATABASES = """
-SELECT database_name, database_oid
-FROM duckdb_databases()
-WHERE NOT internal
-ORDER BY database_name
-"""
 
 # How long a search waits for short work of its own making.
 BRIEF_SECONDS = 0.5
@@ -49,8 +42,7 @@ def prepare_session(instance: Instance, session: Session) -> None:
     """
     with read_only(session.cursor()) as cursor:
         states = [
-            instance.database(cursor, name, oid)
-            for name, oid in cursor.execute(_DATABASES).fetchall()
+            instance.database(cursor, name, oid) for name, oid in databases(cursor)
         ]
     for state in states:
         if not state.has_catalog or not state.indexes:

@@ -16,7 +16,7 @@ from duckvec import background
 from duckvec.errors import ClosedError, QueryError
 from duckvec.install import install, uninstall
 from duckvec.instance import Instance
-from duckvec.sql_text import parse_collection, quote_identifier, quote_path
+from duckvec.sql_text import quote_identifier
 from duckvec.states import Session
 from duckvec.tables import Caller, read_only, require_table, vector_columns
 
@@ -223,7 +223,7 @@ class VectorIndexes:
                 f"table {table.label} has {len(columns)} vector columns; a table of "
                 "queries has exactly one"
             )
-        return quote_path(parse_collection(table.path)), columns[0].name
+        return table.path, columns[0].name
 
 
 def load(

@@ -16,18 +16,12 @@ from duckvec.states import DatabaseState, IndexState, Session
 from duckvec.tables import (
     Caller,
     Table,
+    databases,
     find_column,
     find_table,
     has_column,
     read_only,
 )
-
-_DATABASES = """
-SELECT database_name, database_oid
-FROM duckdb_databases()
-WHERE NOT internal
-ORDER BY database_name
-"""
 
 
 def list_indexes(instance: Instance, session: Session) -> list[dict[str, Any]]:
@@ -99,10 +93,7 @@ def list_types() -> list[dict[str, Any]]:
 def _databases(
     instance: Instance, cursor: duckdb.DuckDBPyConnection
 ) -> list[DatabaseState]:
-    return [
-        instance.database(cursor, name, oid)
-        for name, oid in cursor.execute(_DATABASES).fetchall()
-    ]
+    return [instance.database(cursor, name, oid) for name, oid in databases(cursor)]
 
 
 def _sorted(state: DatabaseState) -> list[IndexState]:
@@ -133,7 +124,7 @@ def _index_row(
         "dimension": row.dimension,
         "row_count": rows,
         "indexed_rows": indexed,
-        "unindexed_rows": rows - indexed,
+        "unindexed_rows": unindexed,
         "deleted_rows": max(0, row.row_count - indexed) if status == "ready" else 0,
         "skipped_rows": skipped,
         "segment_count": len(index.segments),

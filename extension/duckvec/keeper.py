@@ -42,11 +42,6 @@ class Task:
         return self._done.is_set()
 
     @property
-    def error(self) -> BaseException | None:
-        """What the work raised, once it has ended."""
-        return self._error
-
-    @property
     def cancelled(self) -> bool:
         """Whether somebody asked it to stop."""
         return self._cancelled.is_set()

@@ -89,16 +89,13 @@ def remove(path: Path) -> None:
         path.unlink()
 
 
-def remove_orphans(folder: Path, named: set[str]) -> list[str]:
-    """Delete our files in `folder` that no catalog row names; return their names."""
-    removed = []
+def remove_orphans(folder: Path, named: set[str]) -> None:
+    """Delete our files in `folder` that no catalog row names."""
     if folder.is_dir():
         for path in sorted(folder.iterdir()):
             ours = _GENERATED.fullmatch(path.name) or _TEMPORARY.fullmatch(path.name)
             if ours and path.name not in named:
                 remove(path)
-                removed.append(path.name)
-    return removed
 
 
 def remove_folder_if_empty(folder: Path) -> None:

@@ -38,6 +38,12 @@ FROM duckdb_columns()
 WHERE database_oid = $database_oid AND schema_name = $schema AND table_oid = $oid
 ORDER BY column_index
 """
+_DATABASES = """
+SELECT database_name, database_oid
+FROM duckdb_databases()
+WHERE NOT internal
+ORDER BY database_name
+"""
 _ALL_NAMES = """
 SELECT table_name FROM duckdb_tables() WHERE NOT internal AND schema_name <> 'duckvec'
 UNION
@@ -113,6 +119,11 @@ def read_only(cursor: duckdb.DuckDBPyConnection) -> Iterator[duckdb.DuckDBPyConn
         yield cursor
     finally:
         cursor.close()
+
+
+def databases(cursor: duckdb.DuckDBPyConnection) -> list[tuple[str, int]]:
+    """Return name and number of every attached database."""
+    return cursor.execute(_DATABASES).fetchall()
 
 
 def find_table(
