@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from duckvec.errors import UnknownMetricError
 
-ROWS_PER_BLOCK = 8192
+# Small enough that what is computed on the way needs little memory beside the vectors.
+ROWS_PER_BLOCK = 1024
 
 
 @dataclass(frozen=True)
