@@ -29,6 +29,13 @@ def folder(path: Path) -> Path:
     return path.with_name(path.name + ".duckvec")
 
 
+def index_state(con: duckdb.DuckDBPyConnection) -> tuple[Any, Any]:
+    """Return state and last error of the only index."""
+    sql = "SELECT state, last_error FROM vector_indexes()"
+    [(state, error)] = con.execute(sql).fetchall()
+    return state, error
+
+
 def flip(file: Path) -> None:
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 0xFF
@@ -64,17 +71,13 @@ def test_harmed_artifacts(
     handle.wait()
     query = vectors.query(0)
     assert_same(search(con, query), exact(con, query))
-    [(state, error)] = con.execute(
-        "SELECT state, last_error FROM vector_indexes()"
-    ).fetchall()
+    state, error = index_state(con)
     assert state == "broken"
     assert "build the index again" in error
     [(state,)] = con.execute("SELECT state FROM vector_index_segments()").fetchall()
     assert state == "broken"
     create(con, index_type)
-    [(state, error)] = con.execute(
-        "SELECT state, last_error FROM vector_indexes()"
-    ).fetchall()
+    state, error = index_state(con)
     assert (state, error) == ("ready", None)
     assert len(list(folder(path).iterdir())) == 2
     con.close()
@@ -108,9 +111,7 @@ def test_a_database_copied_without_its_folder(
     query = vectors.query(0)
     found = search(con, query, params=EXHAUSTIVE["IVF_FLAT"])
     assert_same(found, exact(con, query))
-    [(state, error)] = con.execute(
-        "SELECT state, last_error FROM vector_indexes()"
-    ).fetchall()
+    state, error = index_state(con)
     assert state == "broken"
     assert "missing" in error
     con.close()
@@ -128,9 +129,7 @@ def test_a_catalog_that_names_another_path_is_refused(
     duckvec.load(con).wait()
     query = vectors.query(0)
     assert_same(search(con, query), exact(con, query))
-    [(state, error)] = con.execute(
-        "SELECT state, last_error FROM vector_indexes()"
-    ).fetchall()
+    state, error = index_state(con)
     assert state == "broken"
     assert "no name that duckvec gives" in error
     con.close()

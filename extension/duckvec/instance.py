@@ -8,7 +8,6 @@ hold locks of DuckDB's.
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 import weakref
@@ -20,7 +19,7 @@ from duckvec import catalog, paths
 from duckvec.errors import ClosedError, VectorIndexError
 from duckvec.keeper import Keeper, Task
 from duckvec.segments import Segment, SegmentRow
-from duckvec.states import DatabaseState, IndexState, Session
+from duckvec.states import ChangeSign, DatabaseState, IndexState, Session
 from duckvec.tables import Caller, Table
 from duckvec.tracking import READ_ONLY_CHAIN, Generation, Guard, new_chain
 
@@ -51,7 +50,7 @@ class Instance:
         self._temporary_folders: list[Path] = []
         self._lookups: dict[
             tuple[str | None, str, str, str],
-            tuple[object, float, Table, DatabaseState],
+            tuple[ChangeSign, float, Table, DatabaseState],
         ] = {}
 
     def add_session(self, connection: duckdb.DuckDBPyConnection) -> Session:
@@ -163,7 +162,7 @@ class Instance:
 
     # Names that were looked up
 
-    def sign_of(self, caller: Caller) -> object:
+    def sign_of(self, caller: Caller) -> ChangeSign | None:
         """Return the change sign of the caller's default database, None without one."""
         for state in list(self.databases.values()):
             if state.name == caller.database:
@@ -174,7 +173,7 @@ class Instance:
         self,
         collection: str | None,
         caller: Caller,
-        sign: object,
+        sign: ChangeSign | None,
         table: Table,
         state: DatabaseState,
     ) -> None:
@@ -189,10 +188,8 @@ class Instance:
         """
         if sign is None or table.database != caller.database:
             return
-        if time.time() - os.path.getmtime(str(state.path)) < SETTLED_SECONDS or (
-            os.path.exists(f"{state.path}.wal")
-            and time.time() - os.path.getmtime(f"{state.path}.wal") < SETTLED_SECONDS
-        ):
+        newest = max(changed for _, changed in sign) / 1e9
+        if time.time() - newest < SETTLED_SECONDS:
             return  # a commit may be on disk and not visible yet
         key = (collection, caller.database, caller.schema, caller.search_path)
         if len(self._lookups) > 1000:

@@ -96,7 +96,7 @@ def create(
         return builder.build_index(task, instance, state, order, chain)
 
     task = instance.keeper.submit(f"create_vector_index on {table.path}", work)
-    return result_row(instance, state, task.wait())
+    return result_row(state, task.wait())
 
 
 def drop(
@@ -123,24 +123,13 @@ def drop(
     key = catalog.index_key(table.schema, table.name, column.name)
     index = state.indexes.get(key)
     if index is None:
-        return {
-            "collection": table.name,
-            "column_name": column.name,
-            "index_type": "FLAT",
-            "metric": "L2",
-            "params": "{}",
-            "dimension": column.length,
-            "row_count": 0,
-            "segment_count": 0,
-            "size_bytes": 0,
-            "build_seconds": 0.0,
-        }
+        return _result(table.name, column.name, "L2", column.length)
     found = index
     task = instance.keeper.submit(
         f"drop_vector_index on {table.path}",
         lambda task: builder.drop_index(task, instance, state, found),
     )
-    return result_row(instance, state, task.wait())
+    return result_row(state, task.wait())
 
 
 def _drop_of_gone_table(
@@ -164,17 +153,19 @@ def _drop_of_gone_table(
                     )
                     name = f"drop_vector_index on {row.table_name}"
                     instance.keeper.submit(name, forget).wait()
-                    return {**_result(row), "index_type": "FLAT", "params": "{}"}
+                    return _result(
+                        row.table_name, row.column_name, row.metric, row.dimension
+                    )
     return None
 
 
-def result_row(
-    instance: Instance, state: DatabaseState, row: IndexRow
-) -> dict[str, Any]:
+def result_row(state: DatabaseState, row: IndexRow) -> dict[str, Any]:
     """Return a catalog row in the form that create_vector_index returns."""
     segments = state.indexes[row.key].segments
     return {
-        **_result(row),
+        **_result(row.table_name, row.column_name, row.metric, row.dimension),
+        "index_type": row.index_type,
+        "params": json.dumps(dict(row.params)),
         "row_count": row.row_count,
         "segment_count": len(segments),
         "size_bytes": sum(segment.row.size_bytes for segment in segments),
@@ -182,15 +173,17 @@ def result_row(
     }
 
 
-def _result(row: IndexRow) -> dict[str, Any]:
-    """Return a result row for a column without artifacts."""
+def _result(
+    collection: str, column_name: str, metric: str, dimension: int | None
+) -> dict[str, Any]:
+    """Return the result row of a column without an index."""
     return {
-        "collection": row.table_name,
-        "column_name": row.column_name,
-        "index_type": row.index_type,
-        "metric": row.metric,
-        "params": json.dumps(dict(row.params)),
-        "dimension": row.dimension,
+        "collection": collection,
+        "column_name": column_name,
+        "index_type": "FLAT",
+        "metric": metric,
+        "params": "{}",
+        "dimension": dimension,
         "row_count": 0,
         "segment_count": 0,
         "size_bytes": 0,

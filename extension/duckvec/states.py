@@ -21,6 +21,9 @@ from duckvec.tracking import Generation, Guard
 
 _session_numbers = itertools.count(1)
 
+ChangeSign = tuple[tuple[int, int], ...]
+"""Size in bytes and time in nanoseconds of a database file and of its log."""
+
 
 class Session:
     """One loaded connection, known by a number that its macros carry.
@@ -109,7 +112,7 @@ class DatabaseState:
     folder: Path | None = None
     indexes: dict[tuple[str, str, str], IndexState] = field(default_factory=dict)
 
-    def change_sign(self) -> object:
+    def change_sign(self) -> ChangeSign | None:
         """Return what changes with every commit that reaches the disk.
 
         Looks at the sizes and times of the database file and its log, and opens
