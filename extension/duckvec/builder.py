@@ -18,13 +18,14 @@ import duckdb
 import numpy as np
 from numpy.typing import NDArray
 
-from duckvec import catalog, paths
+from duckvec import catalog, paths, stored_plans
 from duckvec.catalog import IndexRow
 from duckvec.errors import ColumnError, NotIndexableError
 from duckvec.index_types import get_index_type
 from duckvec.instance import Instance
 from duckvec.keeper import Task
 from duckvec.metrics import METRICS
+from duckvec.plan_text import Target
 from duckvec.reader import (
     count_rows,
     find_dimension,
@@ -36,7 +37,6 @@ from duckvec.segments import (
     Segment,
     hash_vectors,
 )
-from duckvec.sql_text import quote_path
 from duckvec.states import DatabaseState, IndexState
 from duckvec.tables import Table, VectorColumn, find_column
 from duckvec.tracking import (
@@ -83,7 +83,7 @@ def build_index(
         dimension = find_dimension(cursor, table, order.column)
         if dimension is not None:
             require_equal_lengths(cursor, table, order.column, dimension)
-        seal_transaction = _seal_transaction(task, instance, state)
+        seal_transaction = instance.seal_transaction(task, state)
         written = write_segments(
             task, instance, state, order, cursor, dimension, index_id, strict=True
         )
@@ -126,6 +126,7 @@ def build_index(
         index.failed = None
         index.use(generation)
         state.indexes[key] = index
+    _store_plan(task, instance, state, row, table)
     remove_files(replaced)
     return row
 
@@ -209,7 +210,7 @@ def prove_index(
         )
     with _snapshot(task, instance, state, table) as cursor:
         seal_transaction = (
-            UNSEALED if state.read_only else _seal_transaction(task, instance, state)
+            UNSEALED if state.read_only else instance.seal_transaction(task, state)
         )
         rowids, hashes = [np.empty(0, np.int64)], [np.empty(0, np.uint64)]
         for batch in read_vectors(
@@ -239,6 +240,7 @@ def prove_index(
                 segments=live,
             )
         )
+    _store_plan(task, instance, state, row, table)
 
 
 def refresh_index(
@@ -253,7 +255,7 @@ def refresh_index(
     if old is None or old.table_identity != table.identity:
         return
     with _snapshot(task, instance, state, table) as cursor:
-        seal_transaction = _seal_transaction(task, instance, state)
+        seal_transaction = instance.seal_transaction(task, state)
         there = read_rowids(cursor, table, old.watermark)
     epoch = _advance_epoch(task, instance, state)
     live = tuple(_without_gone(part, there) for part in old.segments)
@@ -292,7 +294,7 @@ def extend_index(
     )
     started = time.perf_counter()
     with _snapshot(task, instance, state, table) as cursor:
-        seal_transaction = _seal_transaction(task, instance, state)
+        seal_transaction = instance.seal_transaction(task, state)
         there = read_rowids(cursor, table, old.watermark)
         dimension = row.dimension or find_dimension(cursor, table, order.column)
         written = write_segments(
@@ -335,6 +337,7 @@ def extend_index(
                 number=Generation.next_number(),
             )
         )
+    _store_plan(task, instance, state, extended, table)
 
 
 # The steps
@@ -358,17 +361,6 @@ def _snapshot(
             )
         cursor.execute(f"SELECT count(*) FROM {table.path}").fetchall()
         yield cursor
-    finally:
-        cursor.close()
-
-
-def _seal_transaction(task: Task, instance: Instance, state: DatabaseState) -> int:
-    """Return the number of a transaction of the database that begins now."""
-    cursor = instance.background_cursor()
-    try:
-        cursor.execute(f"USE {quote_path((state.name, 'main'))}")
-        task.beginning(lambda: cursor.execute("BEGIN TRANSACTION READ ONLY"))
-        return int(cursor.execute("SELECT txid_current()").fetchall()[0][0])
     finally:
         cursor.close()
 
@@ -412,6 +404,15 @@ def _without_gone(part: LiveSegment, there: NDArray[np.int64]) -> LiveSegment:
         return live_segment(part.segment, np.full_like(part.rowids, -1))
     at = np.minimum(np.searchsorted(there, part.rowids), len(there) - 1)
     return live_segment(part.segment, np.where(there[at] == part.rowids, there[at], -1))
+
+
+def _store_plan(
+    task: Task, instance: Instance, state: DatabaseState, row: IndexRow, table: Table
+) -> None:
+    if row.dimension is not None:
+        column = _column_of(table, row)
+        target = Target(table, column, METRICS[row.metric], row.dimension)
+        stored_plans.store(task, instance, state, target)
 
 
 def _column_of(table: Table, row: IndexRow) -> VectorColumn:

@@ -11,6 +11,7 @@ import logging
 import threading
 import time
 import weakref
+from collections.abc import Hashable
 from pathlib import Path
 
 import duckdb
@@ -19,7 +20,14 @@ from duckvec import catalog, paths
 from duckvec.errors import ClosedError, VectorIndexError
 from duckvec.keeper import Keeper, Task
 from duckvec.segments import Segment, SegmentRow
-from duckvec.states import ChangeSign, DatabaseState, IndexState, Session
+from duckvec.sql_text import quote_path
+from duckvec.states import (
+    ChangeSign,
+    DatabaseState,
+    IndexState,
+    Session,
+    StoredPlan,
+)
 from duckvec.tables import Caller, Table
 from duckvec.tracking import READ_ONLY_CHAIN, Generation, Guard, new_chain
 
@@ -47,6 +55,7 @@ class Instance:
         self.threads = threads
         self.sessions: dict[int, Session] = {}
         self.databases: dict[int, DatabaseState] = {}
+        self.stored_plans: dict[Hashable, StoredPlan] = {}
         self._temporary_folders: list[Path] = []
         self._lookups: dict[
             tuple[str | None, str, str, str],
@@ -307,6 +316,16 @@ class Instance:
                     return guard.chain
         return None
 
+    def seal_transaction(self, task: Task, state: DatabaseState) -> int:
+        """Return the number of a transaction of a database that begins now."""
+        cursor = self.background_cursor()
+        try:
+            cursor.execute(f"USE {quote_path((state.name, 'main'))}")
+            task.beginning(lambda: cursor.execute("BEGIN TRANSACTION READ ONLY"))
+            return int(cursor.execute("SELECT txid_current()").fetchall()[0][0])
+        finally:
+            cursor.close()
+
     # The end
 
     def close(self) -> None:
@@ -341,6 +360,7 @@ class Instance:
                     segment.close()
         self.databases.clear()
         self._lookups.clear()
+        self.stored_plans.clear()
         for folder in self._temporary_folders:
             paths.remove_orphans(folder, set())
             paths.remove_folder_if_empty(folder)

@@ -7,27 +7,29 @@ a common table expression of the caller would capture a bare one.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 
-from duckvec import catalog
 from duckvec.metrics import Metric
 from duckvec.sql_text import quote_identifier, quote_literal, quote_path
 from duckvec.tables import Table, VectorColumn
-from duckvec.tracking import Generation
 
 
 @dataclass(frozen=True)
-class Search:
-    """A checked search of a known table."""
+class Target:
+    """What is searched: a column of a known table, and how distances are measured."""
 
     table: Table
     column: VectorColumn
     metric: Metric
+    dimension: int | None
+
+
+@dataclass(frozen=True)
+class Search(Target):
+    """A checked search."""
+
     k: int
     filter: str | None
-    dimension: int | None
 
 
 def exact_text(search: Search) -> str:
@@ -55,53 +57,36 @@ ORDER BY {hidden} ASC NULLS LAST"""
 
 
 def index_text(
-    session: int,
-    search: Search,
-    generation: Generation,
-    search_params: Mapping[str, int],
-    foreign: str | None,
+    target: Target, *, ticket: str, watermark: str, seen_epoch: str, wanted: str
 ) -> str:
     """Return the text that joins an index's hits and the tail to the live table.
 
+    What differs from search to search are SQL expressions: literals, or the parameters
+    of a macro that holds the text.
+
     Args:
-        session: number of the caller's connection.
-        search: what is searched.
-        generation: what to search in; its number is checked again at execution.
-        search_params: settings of the index type.
-        foreign: name of the table's database where it is not the caller's default
-            one; the caller's snapshot then shows its age by the epoch it sees.
+        target: what is searched; its dimension is known.
+        ticket: what `__duckvec_hits` needs to know, as JSON text.
+        watermark: the highest row id that the index covers.
+        seen_epoch: the epoch of the table's database in the caller's snapshot.
+        wanted: k.
     """
-    table = search.table
+    table = target.table
     hidden = _unused_name("distance", table)
-    ticket = json.dumps(
-        {
-            "session": session,
-            "generation": generation.number,
-            "k": search.k,
-            "watermark": generation.watermark,
-            "params": dict(search_params),
-        }
-    )
-    watermark = f"{generation.watermark:d}"
-    seen_epoch = (
-        catalog.epoch_expression(foreign)
-        if foreign is not None
-        else f"{generation.seal.epoch:d}"
-    )
     # The cast refuses a query of another length in DuckDB's words: a check of our own
     # would cost half a millisecond of binding in every search.
-    query = f"(SELECT vector::{_array(search)} AS vector FROM __query) AS __q"
-    distance = _distance(search, "__t", "__q.vector")
+    query = f"(SELECT vector::{_array(target)} AS vector FROM __query) AS __q"
+    distance = _distance(target, "__t", "__q.vector")
     # The tail's rows are not joined by their row ids: a hash join whose build side is a
     # union loses rows of the caller's own transaction now and then (DuckDB 2.0.0).
     text = f"""
-SELECT __t.*, {_distance(search, "__t", "__h.vector")} AS {hidden}
+SELECT __t.*, {_distance(target, "__t", "__h.vector")} AS {hidden}
 FROM (
     SELECT
         __q.vector,
         unnest(
             __duckvec_hits(
-                {quote_literal(ticket)},
+                {ticket},
                 __q.vector::FLOAT[],
                 (SELECT count(*) FROM {table.path} WHERE rowid <= {watermark}),
                 {seen_epoch}
@@ -110,13 +95,13 @@ FROM (
     FROM {query}
 ) AS __h
 JOIN {table.path} AS __t ON __t.rowid = __h.id
-WHERE isfinite({_distance(search, "__t", "__h.vector")})
+WHERE isfinite({_distance(target, "__t", "__h.vector")})
 UNION ALL
 SELECT __t.*, {distance} AS {hidden}
 FROM {query}, {table.path} AS __t
 WHERE __t.rowid > {watermark} AND isfinite({distance})
 ORDER BY {hidden} ASC NULLS LAST
-LIMIT {search.k:d}"""
+LIMIT {wanted}"""
     if hidden != "distance":
         text = f"SELECT * RENAME ({hidden} AS distance)\nFROM (\n{text}\n)"
     return text
@@ -189,35 +174,35 @@ def _checked_query(search: Search) -> str:
     END"""
 
 
-def _array(search: Search) -> str:
+def _array(target: Target) -> str:
     """Return the array type of the column's element and the index's dimension."""
-    return f"{search.column.element}[{search.dimension:d}]"
+    return f"{target.column.element}[{target.dimension:d}]"
 
 
-def _distance(search: Search, row: str, query: str) -> str:
+def _distance(target: Target, row: str, query: str) -> str:
     """Return the distance expression, in the column's own precision."""
-    column = search.column
+    column = target.column
     vector = f"{row}.{quote_identifier(column.name)}"
-    if search.dimension is None:
+    if target.dimension is None:
         return f"""CASE
             WHEN len({vector}) = len({query}) AND list_count({vector}) = len({vector})
-            THEN {search.metric.duckdb_list_function}({vector}, {query})
+            THEN {target.metric.duckdb_list_function}({vector}, {query})
         END"""
-    array = _array(search)
-    function = search.metric.duckdb_array_function
+    array = _array(target)
+    function = target.metric.duckdb_array_function
     if column.length is not None:
         return f"{function}({vector}, {query}::{array})"
     return f"""CASE
-            WHEN len({vector}) = {search.dimension:d}
-                AND list_count({vector}) = {search.dimension:d}
+            WHEN len({vector}) = {target.dimension:d}
+                AND list_count({vector}) = {target.dimension:d}
             THEN {function}({vector}::{array}, {query}::{array})
         END"""
 
 
-def _order(search: Search, distance: str) -> str:
+def _order(target: Target, distance: str) -> str:
     """Return the sort keys: what is not finite comes last, whatever the metric."""
     nearest = f"{distance} ASC NULLS LAST"
-    if search.metric.is_similarity:
+    if target.metric.is_similarity:
         return f"{distance} = '-Infinity' ASC NULLS LAST, {nearest}"
     return nearest
 

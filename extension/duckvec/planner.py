@@ -6,13 +6,14 @@ distance; `index` joins the hits of a generation to the live table and adds the 
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import duckdb
 
-from duckvec import background
+from duckvec import background, catalog
 from duckvec.errors import (
     ArtifactError,
     QueryError,
@@ -24,8 +25,9 @@ from duckvec.instance import Instance
 from duckvec.metrics import METRICS, Metric, parse_metric
 from duckvec.parameters import check_search_params, parse_params
 from duckvec.plan_text import Search, exact_text, index_text, unseen_text
-from duckvec.sql_text import parse_collection, quote_identifier
+from duckvec.sql_text import parse_collection, quote_identifier, quote_literal
 from duckvec.states import DatabaseState, IndexState, Session
+from duckvec.stored_plans import stored_text
 from duckvec.tables import (
     Caller,
     Table,
@@ -93,9 +95,9 @@ def plan_search(
         table,
         column,
         _check_metric(request.metric, index),
+        column.length or (index.row.dimension if index else None),
         k,
         condition,
-        column.length or (index.row.dimension if index else None),
     )
     params = _check_params(index, request.params, k)
     if index is None or condition is not None:
@@ -112,9 +114,27 @@ def plan_search(
         row.metric,
     ):
         return exact_text(search)  # the index was replaced meanwhile
-    settings = {**row.search_params, **params}
-    foreign = None if in_own_database else state.name
-    return index_text(session.number, search, generation, settings, foreign)
+    ticket = {
+        "session": session.number,
+        "generation": generation.number,  # checked again at execution
+        "k": k,
+        "watermark": generation.watermark,
+        "params": {**row.search_params, **params},
+    }
+    values = {
+        "ticket": quote_literal(json.dumps(ticket)),
+        "watermark": f"{generation.watermark:d}",
+        "seen_epoch": f"{generation.seal.epoch:d}",
+        "wanted": f"{k:d}",
+    }
+    if not in_own_database:
+        # Numbers of transactions cannot be compared: the epoch that the caller's
+        # snapshot sees tells its age.
+        values["seen_epoch"] = catalog.epoch_expression(state.name)
+        return index_text(search, **values)
+    return stored_text(instance, search, request.transaction, **values) or index_text(
+        search, **values
+    )
 
 
 def _check_k(text: str | None) -> int:

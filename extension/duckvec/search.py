@@ -42,7 +42,8 @@ def search_generation(
         visible_rows: rows up to the watermark that the caller's snapshot sees; what
             is missing against `covered_rows` may be among the nearest entries, and is
             fetched on top.
-        threads: for a batch.
+        threads: for a batch; one query is searched by the thread that asks, because
+            waking another one takes longer.
 
     Returns:
         Row ids int64 (total,) of all queries one after another, and int32 (nq + 1,)
@@ -53,6 +54,8 @@ def search_generation(
     entries = generation.entries
     if wanted >= entries or surplus > MAX_SURPLUS_SHARE * entries:
         return _everything(generation, len(queries))
+    if len(queries) == 1:
+        threads = 1
     if metric.normalizes:
         queries = normalize_rows(queries)
     found = [

@@ -61,6 +61,19 @@ class Session:
         return True
 
 
+@dataclass(frozen=True)
+class StoredPlan:
+    """A macro that holds the text of a search.
+
+    Attributes:
+        path: its quoted name.
+        transaction: callers whose transaction has a higher number see it.
+    """
+
+    path: str
+    transaction: int
+
+
 @dataclass
 class IndexState:
     """One indexed column as this process knows it; fields change under the lock.
