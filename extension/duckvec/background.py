@@ -1,4 +1,4 @@
-"""What is done behind the searches: arming guards, proving, refreshing, sealing.
+"""What is done behind the searches: proving, refreshing, sealing.
 
 Each function queues a task with the keeper and returns at once; a task that is queued
 already is not queued again. Failures show in `IndexState.last_error`.
@@ -14,6 +14,7 @@ import duckdb
 
 from duckvec import builder
 from duckvec.errors import BusyError, ClosedError, VectorIndexError
+from duckvec.guards import pinned, standing_chain
 from duckvec.instance import Instance
 from duckvec.keeper import Task
 from duckvec.sql_text import quote_path
@@ -29,31 +30,26 @@ MINIMUM_SEGMENT_ROWS = 4096
 
 
 def prepare(instance: Instance, state: DatabaseState) -> Task:
-    """Arm the guards of a database and prove its indexes, in the background."""
+    """Prove the indexes of a database whose guards are armed, in the background."""
     name = f'opening the indexes of database "{state.name}"'
     return _once(instance, name, lambda task: _prepare(task, instance, state))
 
 
-def prepare_session(instance: Instance, session: Session) -> None:
-    """Guard the indexed databases for a newly loaded connection.
+@contextlib.contextmanager
+def guarded(instance: Instance, session: Session) -> Iterator[None]:
+    """Hold the guards of all indexed databases for a connection.
 
-    Runs inside the user's call of `load`. Arming the guards is waited for; proving the
-    indexes is left to the first search.
+    Runs inside the user's call on that connection.
     """
     with read_only(session.cursor()) as cursor:
         states = [
             instance.database(cursor, name, oid) for name, oid in databases(cursor)
         ]
-    for state in states:
-        if not state.has_catalog or not state.indexes:
-            continue
-        instance.open_guard(session, state)
-
-        def arm(task: Task, state: DatabaseState = state) -> None:
-            instance.arm_guards(task, state)
-
-        name = f'guarding the row ids of database "{state.name}"'
-        instance.keeper.submit(name, arm).wait()
+    with contextlib.ExitStack() as stack:
+        for state in states:
+            if state.indexes:
+                stack.enter_context(pinned(instance, session, state))
+        yield
 
 
 def refresh(
@@ -100,8 +96,7 @@ def locate(instance: Instance, state: DatabaseState, index: IndexState) -> Table
 
 
 def _prepare(task: Task, instance: Instance, state: DatabaseState) -> None:
-    instance.arm_guards(task, state)
-    chain = instance.standing_chain(state)
+    chain = standing_chain(instance, state)
     if chain is None:
         return
     for index in list(state.indexes.values()):

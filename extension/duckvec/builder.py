@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from duckvec import catalog, paths, stored_plans
 from duckvec.catalog import IndexRow
 from duckvec.errors import ColumnError, NotIndexableError
+from duckvec.guards import commit_epoch
 from duckvec.index_types import get_index_type
 from duckvec.instance import Instance
 from duckvec.keeper import Task
@@ -159,14 +160,12 @@ def forget_index(
     task: Task, instance: Instance, state: DatabaseState, index: IndexState
 ) -> None:
     """Remove an index whose table or column is gone: catalog rows and artifacts."""
-    cursor = instance.background_cursor()
-    try:
-        task.beginning(lambda: cursor.execute("BEGIN TRANSACTION"))
-        catalog.delete_index(cursor, state.name, index.row)
-        catalog.advance_epoch(cursor, state.name)
-        cursor.execute("COMMIT")
-    finally:
-        cursor.close()
+    commit_epoch(
+        task,
+        instance,
+        state,
+        lambda cursor: catalog.delete_index(cursor, state.name, index.row),
+    )
     with instance.lock:
         state.indexes.pop(index.row.key, None)
     remove_files(index.segments)
@@ -373,29 +372,17 @@ def _commit(
     segments: tuple[Segment, ...],
 ) -> int:
     """Commit the catalog rows; return the epoch that came with them."""
-    cursor = instance.background_cursor()
-    try:
-        task.beginning(lambda: cursor.execute("BEGIN TRANSACTION"))
-        rows = [segment.row for segment in segments]
-        catalog.replace_index(cursor, state.name, row, rows)
-        epoch = catalog.advance_epoch(cursor, state.name)
-        cursor.execute("COMMIT")
-        return epoch
-    finally:
-        cursor.close()
+    rows = [segment.row for segment in segments]
+    return commit_epoch(
+        task,
+        instance,
+        state,
+        lambda cursor: catalog.replace_index(cursor, state.name, row, rows),
+    )
 
 
 def _advance_epoch(task: Task, instance: Instance, state: DatabaseState) -> int:
-    if state.read_only:
-        return UNSEALED
-    cursor = instance.background_cursor()
-    try:
-        task.beginning(lambda: cursor.execute("BEGIN TRANSACTION"))
-        epoch = catalog.advance_epoch(cursor, state.name)
-        cursor.execute("COMMIT")
-        return epoch
-    finally:
-        cursor.close()
+    return UNSEALED if state.read_only else commit_epoch(task, instance, state)
 
 
 def _without_gone(part: LiveSegment, there: NDArray[np.int64]) -> LiveSegment:

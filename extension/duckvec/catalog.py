@@ -168,6 +168,16 @@ def advance_epoch(cursor: duckdb.DuckDBPyConnection, database: str) -> int:
     return int(epoch)
 
 
+def count_fresh_epochs(cursor: duckdb.DuckDBPyConnection, database: str) -> int:
+    """Return how many rows of `epoch`, with deleted ones, no checkpoint wrote yet."""
+    found = cursor.execute(
+        "SELECT coalesce(sum(count), 0)::BIGINT FROM pragma_storage_info($name) "
+        "WHERE column_name = 'value' AND segment_type <> 'VALIDITY' AND NOT persistent",
+        {"name": f"{schema_path(database)}.epoch"},
+    ).fetchall()
+    return int(found[0][0])
+
+
 def _named(row: IndexRow | SegmentRow) -> dict[str, Any]:
     return dict(zip(_names(type(row)), _encode(row), strict=True))
 

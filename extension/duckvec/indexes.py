@@ -167,11 +167,12 @@ class VectorIndexes:
         """
         until = None if timeout is None else time.monotonic() + timeout
         self._open()
-        tasks = [*self._instance.keeper.pending()]
-        tasks.append(background.seal_tails(self._instance))
-        for task in tasks:
-            left = None if until is None else max(0.0, until - time.monotonic())
-            task.wait(left)
+        with background.guarded(self._instance, self._session):
+            tasks = [*self._instance.keeper.pending()]
+            tasks.append(background.seal_tails(self._instance))
+            for task in tasks:
+                left = None if until is None else max(0.0, until - time.monotonic())
+                task.wait(left)
 
     def close(self) -> None:
         """Take the functions away from the connection, which stays open."""
@@ -248,7 +249,6 @@ def load(
         ClosedError: the connection is closed.
     """
     instance, session = install(con, directory)
-    background.prepare_session(instance, session)
     return VectorIndexes(con, instance, session)
 
 

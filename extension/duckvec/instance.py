@@ -29,7 +29,7 @@ from duckvec.states import (
     StoredPlan,
 )
 from duckvec.tables import Caller, Table
-from duckvec.tracking import READ_ONLY_CHAIN, Generation, Guard, new_chain
+from duckvec.tracking import Generation
 
 logger = logging.getLogger("duckvec")
 
@@ -50,7 +50,9 @@ class Instance:
 
     def __init__(self, directory: str | None, threads: int) -> None:
         self.lock = threading.RLock()
-        self.keeper = Keeper()
+        self.keeper = Keeper("duckvec-keeper")
+        self.armer = Keeper("duckvec-armer")
+        self.warden = Keeper("duckvec-warden")
         self.directory = directory
         self.threads = threads
         self.sessions: dict[int, Session] = {}
@@ -245,76 +247,7 @@ class Instance:
             state.error = str(error)
             logger.warning("%s", error)
 
-    # Guards
-
-    def open_guard(self, session: Session, state: DatabaseState) -> Guard | None:
-        """Return the session's guard of a database, beginning one where it has none.
-
-        Called only inside a call that the user made on the session's connection. The
-        guard guards once it is armed. None where nothing needs one.
-        """
-        if state.read_only or not state.has_catalog:
-            return None
-        guard = session.guards.get(state.oid)
-        if guard is None:
-            epoch = f"{catalog.schema_path(state.name)}.epoch"
-            cursor = session.cursor()
-            try:
-                guard = Guard(cursor, epoch)
-            except duckdb.Error as error:  # the catalog was dropped, say
-                cursor.close()
-                logger.warning("%s", error)
-                return None
-            with self.lock:
-                session.guards[state.oid] = guard
-        return guard
-
-    def chain_of(self, session: Session, state: DatabaseState) -> int | None:
-        """Return the chain of guards that protects the session's row ids, if any."""
-        if state.read_only:
-            return READ_ONLY_CHAIN
-        guard = session.guards.get(state.oid)
-        return None if guard is None else guard.chain
-
-    def arm_guards(self, task: Task, state: DatabaseState) -> None:
-        """Make the tiny commit that arms the guards; only the keeper calls this."""
-        if state.read_only:
-            return
-        with self.lock:
-            waiting = [
-                guard
-                for session in self.sessions.values()
-                for oid, guard in session.guards.items()
-                if oid == state.oid and not guard.armed
-            ]
-        if not waiting:
-            return
-        cursor = self.background_cursor()
-        try:
-            task.beginning(lambda: cursor.execute("BEGIN TRANSACTION"))
-            catalog.advance_epoch(cursor, state.name)
-            cursor.execute("COMMIT")
-        finally:
-            cursor.close()
-        with self.lock:
-            chain = self.standing_chain(state) or new_chain()
-            for guard in waiting:
-                guard.chain = chain
-
-    def standing_chain(self, state: DatabaseState) -> int | None:
-        """Return the chain of the armed guards whose connections are open, if any.
-
-        There is one at most: a guard joins the chain of those that stand when it is
-        armed.
-        """
-        if state.read_only:
-            return READ_ONLY_CHAIN
-        with self.lock:
-            for session in self.sessions.values():
-                guard = session.guards.get(state.oid)
-                if guard is not None and guard.armed and session.open:
-                    return guard.chain
-        return None
+    # Snapshots
 
     def seal_transaction(self, task: Task, state: DatabaseState) -> int:
         """Return the number of a transaction of a database that begins now."""
@@ -330,7 +263,8 @@ class Instance:
 
     def close(self) -> None:
         """Stop the background work and let go of everything, at the process's end."""
-        self.keeper.stop(timeout=10)
+        for thread in (self.keeper, self.armer, self.warden):
+            thread.stop(timeout=10)
         with self.lock:
             for number in list(self.sessions):
                 self._forget_session(number)
@@ -342,12 +276,14 @@ class Instance:
             session = self.sessions.pop(number, None)
             if session is None:
                 return
-            for guard in session.guards.values():
-                try:
-                    guard.close()
-                except duckdb.Error:
-                    logger.debug("a guard was closed with its connection")
+            guards = list(session.guards.values())
             session.guards.clear()
+        for guard in guards:
+            try:
+                guard.close()
+            except duckdb.Error:
+                logger.debug("a guard was closed with its connection")
+        with self.lock:
             if not self.sessions and not self.keeper.pending():
                 self._release()
 

@@ -123,23 +123,33 @@ class Keeper:
     Any thread may call any method. The thread is a daemon; `stop` ends it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, name: str) -> None:
+        self._name = name
         self._lock = threading.Lock()
         self._queue: collections.deque[Task] = collections.deque()
         self._current: Task | None = None
         self._thread: threading.Thread | None = None
+        self._look: Callable[[], float | None] | None = None
+        self._wake = threading.Event()
+        self._stopping = False
 
     def submit(self, name: str, work: Callable[[Task], Any]) -> Task:
         """Queue a piece of work, and start the thread where none runs."""
         task = Task(name, work)
         with self._lock:
             self._queue.append(task)
-            if self._thread is None:
-                self._thread = threading.Thread(
-                    target=self._run, name="duckvec-keeper", daemon=True
-                )
-                self._thread.start()
+            self._start()
         return task
+
+    def watch(self, look: Callable[[], float | None]) -> None:
+        """Call `look` now and then, between tasks, as long as it wants to.
+
+        Args:
+            look: returns the seconds until it wants to be called again, None for never.
+        """
+        with self._lock:
+            self._look = look
+            self._start()
 
     def pending(self) -> list[Task]:
         """Return the task that runs and those that wait for it."""
@@ -149,20 +159,48 @@ class Keeper:
 
     def stop(self, timeout: float | None = None) -> None:
         """Cancel all tasks and wait for the thread to end."""
+        self._stopping = True
         for task in self.pending():
             task.cancel()
+        self._wake.set()
         thread = self._thread
         if thread is not None and thread is not threading.current_thread():
             thread.join(timeout)
 
+    def _start(self) -> None:
+        self._wake.set()
+        if self._thread is None:
+            self._thread = threading.Thread(
+                target=self._run, name=self._name, daemon=True
+            )
+            self._thread.start()
+
     def _run(self) -> None:
         while True:
+            self._wake.clear()
             with self._lock:
-                if not self._queue:
-                    self._current = self._thread = None
+                task = self._current = self._queue.popleft() if self._queue else None
+                look = self._look
+                if task is None and (look is None or self._stopping):
+                    self._thread = None
                     return
-                self._current = task = self._queue.popleft()
-            task.run()
+            if task is not None:
+                task.run()
+            elif look is not None:
+                self._pause(look)
+
+    def _pause(self, look: Callable[[], float | None]) -> None:
+        try:
+            seconds = look()
+        except Exception:
+            logger.exception("looking after the database failed")
+            seconds = None
+        if seconds is not None:
+            self._wake.wait(seconds)
+            return
+        with self._lock:
+            if self._look is look:
+                self._look = None
 
 
 def _nothing(task: Task) -> None:

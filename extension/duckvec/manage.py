@@ -16,6 +16,7 @@ from duckvec.errors import (
     ReadOnlyError,
     UnknownCollectionError,
 )
+from duckvec.guards import chain_of, pinned
 from duckvec.index_types import get_index_type
 from duckvec.instance import Instance
 from duckvec.keeper import Task
@@ -84,19 +85,18 @@ def create(
     order = Order(table, column, kind, metric, params, size)
     kind.library_version()  # a missing library shows before anything is written
     _ensure_catalog(instance, state)
-    instance.open_guard(session, state)
 
     def work(task: Task) -> IndexRow:
-        instance.arm_guards(task, state)
-        chain = instance.chain_of(session, state)
+        chain = chain_of(session, state)
         if chain is None:
             raise NotIndexableError(
                 f"the rows of {table.label} cannot be held still; try again"
             )
         return builder.build_index(task, instance, state, order, chain)
 
-    task = instance.keeper.submit(f"create_vector_index on {table.path}", work)
-    return result_row(state, task.wait())
+    with pinned(instance, session, state):
+        task = instance.keeper.submit(f"create_vector_index on {table.path}", work)
+        return result_row(state, task.wait())
 
 
 def drop(

@@ -20,6 +20,7 @@ from duckvec.errors import (
     shorten,
 )
 from duckvec.filters import check_filter
+from duckvec.guards import arm, chain_of, hold_guard
 from duckvec.index_types import get_index_type
 from duckvec.instance import Instance
 from duckvec.metrics import METRICS, Metric, parse_metric
@@ -189,14 +190,14 @@ def _usable_generation(
     kind = get_index_type(index.row.index_type)
     if kind.compressed and kind.exhaustive(params, index.row.params):
         return None
-    guard = instance.open_guard(session, state)
-    chain = instance.chain_of(session, state)
+    if not hold_guard(instance, session, state):
+        background.wait_briefly(arm(instance, state))
+    chain = chain_of(session, state)
     if not _good_for(index.generation, chain, table):
-        if index.failed == (chain, table.identity):
+        if chain is None or index.failed == (chain, table.identity):
             return None
-        if guard is not None or state.read_only:
-            background.wait_briefly(background.prepare(instance, state))
-        chain = instance.chain_of(session, state)
+        background.wait_briefly(background.prepare(instance, state))
+        chain = chain_of(session, state)
     generation = index.generation
     if generation is None or not _good_for(generation, chain, table):
         return None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import threading
 import weakref
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,11 +18,15 @@ from duckvec.catalog import IndexRow
 from duckvec.errors import ClosedError
 from duckvec.segments import Segment
 from duckvec.tables import Table
-from duckvec.tracking import Generation, Guard
+from duckvec.tracking import Generation, Guard, Mark
+
+# A tiny commit of ours takes as many bytes of the log as the one before, give or take
+# these; another commit beside it takes a hundred more.
+COMMIT_SLACK_BYTES = 8
 
 _session_numbers = itertools.count(1)
 
-ChangeSign = tuple[tuple[int, int], ...]
+ChangeSign = tuple[tuple[int, int], tuple[int, int]]
 """Size in bytes and time in nanoseconds of a database file and of its log."""
 
 
@@ -112,7 +117,24 @@ class IndexState:
 
 @dataclass
 class DatabaseState:
-    """One attached database: what it is, and its indexes where it has any."""
+    """One attached database: what it is, and its indexes where it has any.
+
+    Attributes:
+        name: what it is attached by, and oid its number in the instance.
+        path: its file; None in memory.
+        read_only: whether it is attached so.
+        kind: its type, "duckdb" for DuckDB's own.
+        encrypted: whether it is.
+        has_catalog: whether the schema `duckvec` is there.
+        error: why its catalog cannot be used.
+        folder: where its artifacts lie, once somebody asked.
+        indexes: by catalog key.
+        committing: held while the epoch is advanced; no query waits for it.
+        commits: how often this process advanced the epoch.
+        changes: how often others were seen to have changed the database.
+        mark: the last one taken.
+        log_looked_at: when the length of its log was looked at, on the monotonic clock.
+    """
 
     name: str
     oid: int
@@ -124,6 +146,14 @@ class DatabaseState:
     error: str | None = None
     folder: Path | None = None
     indexes: dict[tuple[str, str, str], IndexState] = field(default_factory=dict)
+    committing: threading.Lock = field(default_factory=threading.Lock)
+    commits: int = 0
+    changes: int = 0
+    mark: Mark | None = None
+    log_looked_at: float = 0.0
+    _sign: ChangeSign | None = None
+    _commit_bytes: int | None = None
+    _last_added: int | None = None
 
     def change_sign(self) -> ChangeSign | None:
         """Return what changes with every commit that reaches the disk.
@@ -134,11 +164,52 @@ class DatabaseState:
         """
         if self.path is None:
             return None
-        signs = []
-        for name in (self.path, self.path + ".wal"):
-            try:
-                found = os.stat(name)
-                signs.append((found.st_size, found.st_mtime_ns))
-            except OSError:
-                signs.append((0, 0))
-        return tuple(signs)
+        return _size_and_time(self.path), _size_and_time(self.path + ".wal")
+
+    def file_sign(self) -> tuple[int, int] | None:
+        """Return what changes with every checkpoint; None in memory."""
+        return None if self.path is None else _size_and_time(self.path)
+
+    def log_bytes(self) -> int:
+        """Return the length of the log, 0 in memory."""
+        return 0 if self.path is None else _size_and_time(self.path + ".wal")[0]
+
+    def look(self) -> int:
+        """Return how often others changed the database, as far as its sign tells."""
+        self.look_closely()
+        return self.changes
+
+    def look_closely(self) -> ChangeSign | None:
+        """Count a change if there was one, and return the sign of now."""
+        sign = self.change_sign()
+        if sign != self._sign:
+            self._sign = sign
+            self.changes += 1
+        return sign
+
+    def overlook_own_commit(self, before: ChangeSign | None) -> None:
+        """Do not count the tiny commit that was made since `look_closely`.
+
+        It is recognised by what it adds to the log; where others may have written
+        beside it, it counts.
+        """
+        after = self.change_sign()
+        if before is None or after is None:
+            return
+        added = after[1][0] - before[1][0]
+        usual = self._commit_bytes is not None and (
+            abs(added - self._commit_bytes) <= COMMIT_SLACK_BYTES
+        )
+        if usual or added == self._last_added:
+            self._commit_bytes = added
+        self._last_added = added
+        if usual and self._sign == before and after[0] == before[0]:
+            self._sign = after
+
+
+def _size_and_time(path: str) -> tuple[int, int]:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return 0, 0
+    return found.st_size, found.st_mtime_ns

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -26,6 +27,7 @@ import duckdb
 import numpy as np
 from numpy.typing import NDArray
 
+from duckvec.keeper import Task
 from duckvec.segments import Segment
 
 READ_ONLY_CHAIN = 0
@@ -106,20 +108,60 @@ class Generation:
         )
 
 
+@dataclass(frozen=True)
+class Mark:
+    """How much of the catalog's epochs no checkpoint had written, at some time.
+
+    A checkpoint writes all of them. They are rows that only commits of this process
+    add, one each.
+
+    Attributes:
+        chain: the chain of the guard that stood.
+        commits: how many epochs this process had committed.
+        fresh: how many rows, deleted ones included, were not written.
+        file_sign: size and time of the database file; None in memory.
+    """
+
+    chain: int
+    commits: int
+    fresh: int
+    file_sign: tuple[int, int] | None
+
+    def leads_to(self, commits: int, fresh: int) -> bool:
+        """Tell whether no checkpoint ran between this mark and the given numbers."""
+        return self.fresh > 0 and fresh - self.fresh == commits - self.commits
+
+
 class Guard:
     """A read-only transaction that keeps row ids where they are.
 
-    It is begun and ended only inside a call that the user made on the connection it
-    belongs to, and sits idle otherwise; closing that connection ends it. It guards
-    once it is armed: when a commit came after its begin.
+    It is begun only inside a call that the user made on the connection it belongs to,
+    and sits idle otherwise; closing that connection ends it. It guards once it is
+    armed: when a commit came after its begin.
+
+    Attributes:
+        chain: the chain it belongs to once it is armed.
+        changes: how often others had changed the database when it began.
+        begun_at: when that was, on the monotonic clock.
+        used_at: when a search last relied on it.
+        replaces: the guard that stands until this one is armed.
+        pins: how many long calls need it to stand, whoever writes.
+        ending: the commit after which it may end, and `used_at` of that time.
     """
 
-    def __init__(self, cursor: duckdb.DuckDBPyConnection, epoch_table: str) -> None:
+    def __init__(
+        self, cursor: duckdb.DuckDBPyConnection, epoch_table: str, changes: int
+    ) -> None:
         """Begin the transaction on `cursor`, a cursor of the guarded connection."""
         self._cursor = cursor
         self.chain: int | None = None
+        self.changes = changes
+        self.begun_at = self.used_at = time.monotonic()
+        self.replaces: Guard | None = None
+        self.pins = 0
+        self.ending: tuple[float, Task] | None = None
         cursor.execute("BEGIN TRANSACTION READ ONLY")
-        cursor.execute(f"FROM {epoch_table}").fetchall()
+        cursor.execute(f"FROM {epoch_table} LIMIT 0").fetchall()
 
     @property
     def armed(self) -> bool:
@@ -127,9 +169,11 @@ class Guard:
         return self.chain is not None
 
     def close(self) -> None:
-        """End the transaction; it guards no more."""
+        """End the transaction, and that of the guard it was to replace."""
         self.chain = None
         self._cursor.close()
+        if self.replaces is not None:
+            self.replaces.close()
 
 
 def live_segment(segment: Segment, rowids: NDArray[np.int64]) -> LiveSegment:

@@ -1,0 +1,354 @@
+"""Keeping row ids still while searches use them, at as small a price as possible.
+
+A guard that stands while others write has a price: DuckDB refuses `CHECKPOINT` after an
+update in place that the guard does not see, `FORCE CHECKPOINT` waits for the guard, and
+the space of deleted rows is not given back. So a guard begins with a search, gives way
+to a younger one with the first search after a change, and is let go soon after the last
+search. When another one begins, a mark in the catalog tells whether a checkpoint ran
+meanwhile: if none did, no row has moved, and the chain goes on.
+
+Threads: `hold_guard` runs inside calls that the user makes on the session's connection.
+Tiny commits are made in the armer's thread, which may have to wait while a FORCE
+CHECKPOINT waits for open transactions; the watch's thread, which ends guards, never
+waits for anything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import time
+from collections.abc import Callable, Iterator
+
+import duckdb
+
+from duckvec import catalog
+from duckvec.instance import Instance
+from duckvec.keeper import Task
+from duckvec.sizes import parse_bytes
+from duckvec.sql_text import quote_identifier
+from duckvec.states import DatabaseState, Session
+from duckvec.tables import read_only
+from duckvec.tracking import READ_ONLY_CHAIN, Guard, Mark, new_chain
+
+logger = logging.getLogger("duckvec")
+
+# How often the watch looks at the guards that stand.
+LOOK_SECONDS = 0.05
+# A guard goes this long after the last search where somebody wrote since,
+CHANGED_SECONDS = 0.1
+# and this long after it where nobody did: the next search has to make a commit.
+IDLE_SECONDS = 1.0
+# A database in memory does not tell whether it changed: its guards are renewed by age.
+UNTOLD_SECONDS = 0.25
+# How often a log that grew long under guards is looked at.
+LOG_SECONDS = 1.0
+
+
+def hold_guard(instance: Instance, session: Session, state: DatabaseState) -> bool:
+    """See to it that the session has a guard younger than the last change of others.
+
+    Called only inside a call that the user makes on the session's connection.
+
+    Returns:
+        Whether it guards already; a new guard does once it is armed.
+    """
+    if state.read_only or not state.has_catalog:
+        return True
+    now, changes = time.monotonic(), state.look()
+    with instance.lock:
+        guard = session.guards.get(state.oid)
+        if guard is not None and guard.changes == changes:
+            young = now - guard.begun_at < UNTOLD_SECONDS
+            if state.path is not None or young or not guard.armed:
+                guard.used_at = now
+                return guard.armed
+    if guard is not None and guard.changes != changes:
+        # Searches that still run under it began before that change was committed,
+        # and so are transactions that no checkpoint overlooks.
+        _release(instance, session, state.oid, guard.used_at)
+        guard = None
+    cursor = session.cursor()
+    try:
+        begun = Guard(cursor, f"{catalog.schema_path(state.name)}.epoch", changes)
+    except duckdb.Error as error:  # the catalog was dropped, say
+        cursor.close()
+        logger.warning("%s", error)
+        return True
+    begun.replaces = guard
+    with instance.lock:
+        session.guards[state.oid] = begun
+    return False
+
+
+def arm(instance: Instance, state: DatabaseState) -> Task:
+    """Make the tiny commit that arms new guards, in the armer's thread."""
+    name = f'guarding the row ids of database "{state.name}"'
+    return instance.armer.submit(name, lambda task: _arm(task, instance, state))
+
+
+@contextlib.contextmanager
+def pinned(
+    instance: Instance, session: Session, state: DatabaseState
+) -> Iterator[None]:
+    """Hold the session's guard for the length of a long call of the user's on it."""
+    if not hold_guard(instance, session, state):
+        arm(instance, state).wait()
+    with instance.lock:
+        guard = session.guards.get(state.oid)
+        if guard is not None:
+            guard.pins += 1
+    try:
+        yield
+    finally:
+        with instance.lock:
+            if guard is not None:
+                guard.pins -= 1
+                guard.used_at = time.monotonic()
+
+
+def chain_of(session: Session, state: DatabaseState) -> int | None:
+    """Return the chain of guards that protects the session's row ids, if any."""
+    if state.read_only:
+        return READ_ONLY_CHAIN
+    guard = session.guards.get(state.oid)
+    return None if guard is None else guard.chain
+
+
+def standing_chain(instance: Instance, state: DatabaseState) -> int | None:
+    """Return the chain of the armed guards whose connections are open, if any.
+
+    There is one at most: a guard joins the chain of those that stand when it is
+    armed.
+    """
+    if state.read_only:
+        return READ_ONLY_CHAIN
+    for session in list(instance.sessions.values()):
+        chain = chain_of(session, state)
+        if chain is not None and session.open:
+            return chain
+    return None
+
+
+def commit_epoch(
+    task: Task,
+    instance: Instance,
+    state: DatabaseState,
+    change: Callable[[duckdb.DuckDBPyConnection], None] | None = None,
+) -> int:
+    """Commit a new epoch, together with a change of the catalog if one is given.
+
+    Called in the keeper's and the armer's threads only.
+
+    Args:
+        task: the task that this is part of.
+        instance: the DuckDB instance.
+        state: a database with a catalog, not read-only.
+        change: what else the transaction does, on the cursor it is given.
+
+    Returns:
+        The epoch.
+    """
+    cursor = instance.background_cursor()
+    try:
+        task.beginning(state.committing.acquire)
+        try:
+            before = state.look_closely()
+            task.beginning(lambda: cursor.execute("BEGIN TRANSACTION"))
+            if change is not None:
+                change(cursor)
+            epoch = catalog.advance_epoch(cursor, state.name)
+            cursor.execute("COMMIT")
+            state.commits += 1
+            if change is None:
+                state.overlook_own_commit(before)
+        finally:
+            state.committing.release()
+        return epoch
+    finally:
+        cursor.close()
+
+
+def _arm(task: Task, instance: Instance, state: DatabaseState) -> None:
+    with instance.lock:
+        waiting = [
+            (session, session.guards[state.oid])
+            for session in instance.sessions.values()
+            if state.oid in session.guards and not session.guards[state.oid].armed
+        ]
+    if not waiting:
+        return
+    commit_epoch(task, instance, state)
+    chain = _mark(instance, state, _chain_to_join(instance, state))
+    for session, guard in waiting:
+        with instance.lock:
+            replaced, guard.replaces = guard.replaces, None
+            if session.guards.get(state.oid) is guard:
+                guard.chain = chain
+                guard.used_at = time.monotonic()
+        if replaced is not None:
+            replaced.close()
+    instance.warden.watch(functools.partial(_look_at_guards, instance))
+
+
+def _chain_to_join(instance: Instance, state: DatabaseState) -> int | None:
+    """Return the chain of a guard that stands, those to be replaced among them."""
+    chain = standing_chain(instance, state)
+    for session in list(instance.sessions.values()):
+        guard = session.guards.get(state.oid)
+        old = guard.replaces if guard else None
+        if chain is None and old is not None and session.open:
+            chain = old.chain
+    return chain
+
+
+def _mark(instance: Instance, state: DatabaseState, chain: int | None) -> int:
+    """Note how much of the catalog no checkpoint has written yet; return the chain.
+
+    Called right after `commit_epoch`, under a guard that is older than that commit: a
+    later mark with as many fresh rows more as there were commits tells that no
+    checkpoint ran in between.
+
+    Args:
+        instance: the DuckDB instance.
+        state: the database.
+        chain: the chain of a guard that stands; None where there is none, which goes
+            on with the last mark's chain or begins a new one.
+    """
+    sign = state.file_sign()
+    cursor = instance.background_cursor()
+    with state.committing, read_only(cursor):
+        fresh = catalog.count_fresh_epochs(cursor, state.name)
+        commits = state.commits
+    last = state.mark
+    if chain is None and last is not None and last.leads_to(commits, fresh):
+        chain = last.chain
+    if chain is None:
+        chain = new_chain()
+    state.mark = Mark(chain, commits, fresh, sign)
+    return chain
+
+
+# Letting go
+
+
+def _look_at_guards(instance: Instance) -> float | None:
+    """Let go of guards that nobody needs; return seconds to the next look, if any."""
+    with instance.lock:
+        held = [
+            (session, oid)
+            for session in instance.sessions.values()
+            for oid in session.guards
+        ]
+    left = False
+    for session, oid in held:
+        state, guard = instance.databases.get(oid), session.guards.get(oid)
+        if guard is None:
+            continue
+        if state is None or not session.open:
+            _release(instance, session, oid, guard.used_at)
+        elif not (guard.armed and _is_over(instance, session, state, guard)):
+            left = True
+            if guard.armed:
+                _keep_mark_and_log(instance, state, guard)
+    return LOOK_SECONDS if left else None
+
+
+def _is_over(
+    instance: Instance, session: Session, state: DatabaseState, guard: Guard
+) -> bool:
+    """End a guard that is not needed any more; return whether it is ended."""
+    used_at = guard.used_at
+    idle = time.monotonic() - used_at
+    if guard.pins:
+        return False
+    if state.look() != guard.changes:
+        marked = state.mark is None or state.mark.file_sign == state.file_sign()
+        if idle < (CHANGED_SECONDS if marked else IDLE_SECONDS):
+            return False
+    elif idle < IDLE_SECONDS or instance.keeper.pending():
+        return False
+    else:
+        # A search that still runs is safe without the guard once a commit followed its
+        # begin.
+        ending = guard.ending
+        if ending is None or ending[0] != used_at:
+            name = f'ending a guard of database "{state.name}"'
+            task = instance.armer.submit(
+                name, lambda task: commit_epoch(task, instance, state)
+            )
+            guard.ending = (used_at, task)
+            return False
+        if not ending[1].done:
+            return False
+    return _release(instance, session, state.oid, used_at)
+
+
+def _keep_mark_and_log(instance: Instance, state: DatabaseState, guard: Guard) -> None:
+    """After a checkpoint under a guard, mark anew; checkpoint a log grown too long."""
+    mark = state.mark
+    if mark is not None and mark.file_sign != state.file_sign():
+        _submit_once(instance, state, _mark_anew, "marking")
+    now = time.monotonic()
+    if guard.changes == state.changes and now - state.log_looked_at > LOG_SECONDS:
+        state.log_looked_at = now
+        if state.log_bytes():
+            _submit_once(instance, state, _checkpoint_a_long_log, "checkpointing")
+
+
+def _submit_once(
+    instance: Instance,
+    state: DatabaseState,
+    work: Callable[[Task, Instance, DatabaseState], None],
+    verb: str,
+) -> None:
+    name = f'{verb} database "{state.name}"'
+    if all(task.name != name for task in instance.armer.pending()):
+        instance.armer.submit(name, lambda task: work(task, instance, state))
+
+
+def _mark_anew(task: Task, instance: Instance, state: DatabaseState) -> None:
+    mark, sign = state.mark, state.file_sign()
+    chain = standing_chain(instance, state)
+    if mark is None or chain is None or mark.chain != chain:
+        return
+    cursor = instance.background_cursor()
+    with state.committing, read_only(cursor):
+        fresh = catalog.count_fresh_epochs(cursor, state.name)
+        if mark.leads_to(state.commits, fresh):  # the file was written, that is all
+            state.mark = Mark(chain, state.commits, fresh, sign)
+            return
+    commit_epoch(task, instance, state)
+    if standing_chain(instance, state) == chain:
+        _mark(instance, state, chain)
+
+
+def _checkpoint_a_long_log(
+    task: Task, instance: Instance, state: DatabaseState
+) -> None:
+    """Do what commits do by themselves where no guard stands; it moves nothing."""
+    cursor = instance.background_cursor()
+    try:
+        with read_only(cursor.cursor()) as look:
+            found = look.execute("SELECT current_setting('checkpoint_threshold')")
+            threshold = parse_bytes(found.fetchall()[0][0])
+        if state.log_bytes() > threshold:
+            task.beginning(
+                lambda: cursor.execute(f"CHECKPOINT {quote_identifier(state.name)}")
+            )
+    except duckdb.TransactionException as error:
+        logger.debug("a checkpoint waits for its time: %s", error)
+    finally:
+        cursor.close()
+
+
+def _release(instance: Instance, session: Session, oid: int, used_at: float) -> bool:
+    """End the session's guard unless it was used after `used_at`."""
+    with instance.lock:
+        guard = session.guards.get(oid)
+        if guard is None or guard.pins or guard.used_at != used_at:
+            return guard is None
+        del session.guards[oid]
+    guard.close()
+    return True

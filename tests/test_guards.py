@@ -1,0 +1,224 @@
+"""Guards keep row ids still while searches go on, and are in nobody's way."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pytest
+
+import duckvec
+from duckvec import guards, states
+from tests.data import (
+    EXHAUSTIVE,
+    Vectors,
+    arrow_table,
+    assert_same,
+    clustered,
+    create,
+    create_table,
+    exact,
+    search,
+)
+
+pytestmark = pytest.mark.core
+
+PARAMS = EXHAUSTIVE["IVF_FLAT"]
+IN_PLACE = "UPDATE items SET price = price + 1 WHERE id = 7"
+
+
+@pytest.fixture
+def con(path: Path, vectors: Vectors) -> duckdb.DuckDBPyConnection:
+    con = duckvec.connect(str(path))
+    create_table(con, vectors)
+    create(con, "IVF_FLAT")
+    return con
+
+
+def check(con: duckdb.DuckDBPyConnection, vectors: Vectors) -> None:
+    query = vectors.query(0)
+    assert_same(search(con, query, params=PARAMS), exact(con, query))
+
+
+def eventually(condition: Callable[[], bool], seconds: float = 10) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+def held(con: duckdb.DuckDBPyConnection) -> list[object]:
+    """Return the guards of all sessions of the connection's instance."""
+    instance = duckvec.load(con)._instance
+    return [g for session in instance.sessions.values() for g in session.guards]
+
+
+def state_of(con: duckdb.DuckDBPyConnection) -> states.DatabaseState:
+    instance = duckvec.load(con)._instance
+    return next(state for state in instance.databases.values() if state.indexes)
+
+
+def generation_of(con: duckdb.DuckDBPyConnection) -> int:
+    (index,) = state_of(con).indexes.values()
+    assert index.generation is not None
+    return index.generation.number
+
+
+def test_a_guard_begins_with_a_search_and_goes_after_the_last_one(
+    con: duckdb.DuckDBPyConnection, vectors: Vectors
+) -> None:
+    check(con, vectors)
+    assert held(con)
+    eventually(lambda: not held(con))
+    eventually(
+        lambda: not any(t.name.startswith("duckvec") for t in threading.enumerate())
+    )
+
+
+def test_loading_begins_no_guard(path: Path, con: duckdb.DuckDBPyConnection) -> None:
+    con.close()
+    again = duckvec.connect(str(path))
+    again.execute(IN_PLACE)
+    again.execute("CHECKPOINT")
+    again.execute(IN_PLACE)
+    again.execute("FORCE CHECKPOINT")
+    assert not held(again)
+
+
+@pytest.mark.parametrize("statement", ["CHECKPOINT", "FORCE CHECKPOINT"])
+def test_a_checkpoint_after_an_update_in_place_and_a_search(
+    con: duckdb.DuckDBPyConnection, vectors: Vectors, statement: str
+) -> None:
+    for _ in range(5):
+        check(con, vectors)
+        con.execute(IN_PLACE)
+        check(con, vectors)  # its guard sees the update
+        con.execute(statement)
+    check(con, vectors)
+
+
+def test_a_forced_checkpoint_waits_for_no_guard(
+    con: duckdb.DuckDBPyConnection, vectors: Vectors
+) -> None:
+    others = [con.cursor() for _ in range(2)]
+    for other in others:
+        duckvec.load(other)
+    for _ in range(3):
+        for each in (con, *others):
+            check(each, vectors)
+        con.execute(IN_PLACE)
+        started = time.monotonic()
+        con.execute("FORCE CHECKPOINT")
+        assert time.monotonic() - started < 5
+        check(con, vectors)
+
+
+def test_the_chain_goes_on_where_no_checkpoint_ran(
+    con: duckdb.DuckDBPyConnection, vectors: Vectors
+) -> None:
+    check(con, vectors)
+    number = generation_of(con)
+    for _ in range(2):
+        eventually(lambda: not held(con))
+        con.execute(IN_PLACE)
+        check(con, vectors)
+        assert generation_of(con) == number
+
+
+@pytest.mark.parametrize("where", ["file", "memory"])
+def test_the_chain_ends_where_a_checkpoint_moved_rows(path: Path, where: str) -> None:
+    con = duckvec.connect(str(path) if where == "file" else ":memory:")
+    vectors = clustered(150_000, 4)  # rows of more than one row group
+    create_table(con, vectors)
+    create(con, "IVF_FLAT")
+    check(con, vectors)
+    number = generation_of(con)
+    last = con.execute("SELECT max(rowid) FROM items").fetchall()
+    eventually(lambda: not held(con))
+    con.execute("DELETE FROM items WHERE id BETWEEN 1000 AND 148999")
+    con.execute("CHECKPOINT")
+    assert con.execute("SELECT max(rowid) FROM items").fetchall() != last
+    check(con, vectors)
+    con.execute("INSERT INTO items SELECT id + 900000, price, embedding FROM items")
+    check(con, vectors)
+    duckvec.load(con).wait()
+    assert generation_of(con) != number
+    check(con, vectors)
+
+
+def test_a_checkpoint_under_a_guard_does_not_end_the_chain(
+    con: duckdb.DuckDBPyConnection, vectors: Vectors
+) -> None:
+    check(con, vectors)
+    number = generation_of(con)
+    con.execute("INSERT INTO items SELECT * FROM items LIMIT 10")
+    con.execute("CHECKPOINT")
+    state = state_of(con)
+    eventually(
+        lambda: state.mark is not None and state.mark.file_sign == state.file_sign()
+    )
+    eventually(lambda: not held(con))
+    check(con, vectors)
+    assert generation_of(con) == number
+
+
+def test_guards_of_many_sessions_do_not_chase_each_other(
+    con: duckdb.DuckDBPyConnection, vectors: Vectors
+) -> None:
+    other = con.cursor()
+    duckvec.load(other)
+    for _ in range(5):
+        check(con, vectors)
+        check(other, vectors)
+    commits = state_of(con).commits
+    for _ in range(10):
+        check(con, vectors)
+        check(other, vectors)
+    assert state_of(con).commits - commits <= 1
+
+
+def test_the_log_is_checkpointed_while_searches_and_updates_go_on(
+    path: Path, vectors: Vectors, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guards, "LOG_SECONDS", 0.1)
+    con = duckvec.connect(str(path))
+    con.execute("SET checkpoint_threshold = '100KB'")
+    many = clustered(20_000, 4)
+    create_table(con, many)
+    create(con, "IVF_FLAT")
+    log = Path(f"{path}.wal")
+    longest = 0
+    until = time.monotonic() + 4
+    while time.monotonic() < until:
+        con.execute("UPDATE items SET price = price + 1 WHERE id % 10 = 3")
+        check(con, many)
+        longest = max(longest, log.stat().st_size if log.exists() else 0)
+        time.sleep(0.06)  # time for the warden to look
+    assert longest < 2_000_000
+
+
+def test_rows_stay_findable_while_checkpoints_and_searches_take_turns(
+    con: duckdb.DuckDBPyConnection, vectors: Vectors
+) -> None:
+    rng = np.random.default_rng(3)
+    reader = con.cursor()
+    duckvec.load(reader)
+    for step in range(40):
+        kind = step % 4
+        if kind == 0:
+            rows = arrow_table(vectors.rows[rng.integers(0, 1000, 20)], 50_000)
+            con.execute("INSERT INTO items SELECT id, 1, vector FROM rows")
+            del rows
+        elif kind == 1:
+            con.execute("DELETE FROM items WHERE id % 40 = ?", [step])
+        elif kind == 2:
+            con.execute(IN_PLACE)
+            time.sleep(guards.CHANGED_SECONDS + 3 * guards.LOOK_SECONDS)
+        else:
+            con.execute("FORCE CHECKPOINT")
+        check(con, vectors)
+        check(reader, vectors)
