@@ -115,7 +115,9 @@ def _build_duckvec(order: dict[str, Any]) -> dict[str, Any]:
     import duckvec
 
     con = duckvec.connect(order["database"])
-    con.execute("SELECT count(*) FROM items").fetchall()
+    # The table comes into DuckDB's own cache, which is not what the build holds.
+    con.execute("SELECT sum(array_inner_product(embedding, embedding)) FROM items")
+    con.fetchall()
     _ready()
     started = time.perf_counter()
     con.execute(
