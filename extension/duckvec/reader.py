@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import duckdb
 import numpy as np
@@ -14,7 +15,7 @@ from duckvec.metrics import Metric
 from duckvec.sql_text import quote_identifier
 from duckvec.tables import Table, VectorColumn
 
-BATCH_ROWS = 4096
+BATCH_ROWS = 2048
 
 
 @dataclass(frozen=True)
@@ -117,8 +118,7 @@ def read_vectors(
     zeros = np.zeros(dimension, dtype=np.float32)
     for batch in reader:
         rowids = batch.column(0).to_numpy()
-        values = batch.column(1).flatten().to_numpy(zero_copy_only=False)
-        vectors = values.reshape(-1, dimension)
+        vectors = _matrix(batch.column(1), dimension)
         with np.errstate(invalid="ignore"):
             # x * 0 is 0 for what is finite and NaN otherwise.
             finite = ~np.isnan(vectors @ zeros)
@@ -127,6 +127,14 @@ def read_vectors(
             yield Batch(rowids, vectors, rowids[:0])
         else:
             yield Batch(rowids[usable], vectors[usable], rowids[~finite])
+
+
+def _matrix(column: Any, dimension: int) -> NDArray[np.float32]:
+    """Return an Arrow column of arrays, none of them NULL, as (n, dimension)."""
+    # Not flatten(): it imports pyarrow.compute, which takes longer than the reading.
+    values = column.values.slice(column.offset * dimension, len(column) * dimension)
+    matrix: NDArray[np.float32] = values.to_numpy(zero_copy_only=False)
+    return matrix.reshape(-1, dimension)
 
 
 def read_rowids(

@@ -169,7 +169,8 @@ class Annoy(IndexType):
             if row % ROWS_PER_REPORT == 0:
                 stop_if_cancelled(cancelled)
                 report(progress, ADDING_SHARE * row / rows)
-            index.add_item(row, vectors[row])
+            # annoy takes a list in half the time of an array.
+            index.add_item(row, vectors[row].tolist())
         stop_if_cancelled(cancelled)
         index.build(params["n_trees"], n_jobs=threads)
         report(progress, 1.0)
