@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import duckdb
 import pytest
 
 import duckvec
-from duckvec import segments, writer
+from duckvec import paths, segments, writer
 from tests.data import (
     EXHAUSTIVE,
     PARAMS,
@@ -172,6 +173,27 @@ def test_a_build_that_fails_half_way_leaves_no_files(
     monkeypatch.setattr(writer, "write_segment", fail_at_the_third)
     with pytest.raises(duckdb.Error, match="no space left"):
         create(con, "IVF_FLAT", index_file_size=1)
+    assert list(folder(path).iterdir()) == []
+    assert con.execute("FROM vector_indexes()").fetchall() == []
+    con.close()
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [(writer, "calibrate"), (segments, "file_checksum"), (paths, "publish")],
+)
+def test_a_build_that_fails_while_its_file_is_finished_leaves_no_files(
+    module: ModuleType, name: str, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    con = duckvec.connect(str(path))
+    create_table(con, clustered(500, 8))
+
+    def fail(*arguments: Any, **named: Any) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(module, name, fail)
+    with pytest.raises(duckdb.Error, match="no space left"):
+        create(con, "IVF_FLAT")
     assert list(folder(path).iterdir()) == []
     assert con.execute("FROM vector_indexes()").fetchall() == []
     con.close()

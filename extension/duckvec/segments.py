@@ -15,7 +15,8 @@ import hashlib
 import json
 import struct
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -239,17 +240,25 @@ def write_segment(
     index: SegmentIndex,
     rowids: NDArray[np.int64],
     hashes: NDArray[np.uint64],
+    meanwhile: Callable[[], None],
 ) -> Segment:
     """Write both files of a new segment whole and durably; return the segment.
 
-    `row` comes with its names; its size and checksum are filled in here. On failure
-    nothing is left behind.
+    `row` comes with its names; its size and checksum are filled in here. `meanwhile`
+    is called once the library has saved its file, while threads flush that file and
+    take its checksum; it may search the index. On failure nothing is left behind.
     """
     folder.mkdir(parents=True, exist_ok=True)
     index_path = paths.artifact_path(folder, row.file)
     map_path = paths.artifact_path(folder, row.map_file)
     try:
-        index.save(paths.temporary_path(index_path))
+        saved = paths.temporary_path(index_path)
+        index.save(saved)
+        with ThreadPoolExecutor(2, "duckvec-writer") as threads:
+            checksum = threads.submit(file_checksum, saved)
+            flushed = threads.submit(paths.fsync, saved)
+            meanwhile()
+            flushed.result()
         header = json.dumps(
             {
                 "segment_id": row.segment_id,
@@ -260,7 +269,7 @@ def write_segment(
                 "params": dict(row.params),
                 "library": row.library,
                 "library_version": row.library_version,
-                "index_checksum": file_checksum(paths.temporary_path(index_path)),
+                "index_checksum": checksum.result(),
             }
         ).encode()
         body = b"".join(

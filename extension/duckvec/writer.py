@@ -170,10 +170,13 @@ def _write_segment(
         cancelled=lambda: task.cancelled,
     )
     task.check()
-    if not result.search_params:
-        result.search_params = calibrate(
-            kind, built, vectors, order.metric, params, threads=instance.threads
-        )
+
+    def measure() -> None:
+        if not result.search_params:
+            result.search_params = calibrate(
+                kind, built, vectors, order.metric, params, threads=instance.threads
+            )
+
     segment_id = paths.new_segment_id()
     library, _, version = built.library_note.partition(" ")
     row = SegmentRow(
@@ -195,7 +198,7 @@ def _write_segment(
         build_seconds=time.perf_counter() - started,
     )
     folder = instance.folder(state)
-    segment = write_segment(row, folder, built, rowids, hashes)
+    segment = write_segment(row, folder, built, rowids, hashes, measure)
     return LiveSegment(segment, rowids.copy(), None)
 
 
