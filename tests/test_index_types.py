@@ -230,3 +230,23 @@ def test_search_settings_go_from_cheap_to_thorough(name: str) -> None:
         assert all(cheap[name] < thorough[name] for name in cheap)
     assert len(grid) < 30
     assert set(kind.default_search_params(params, ROWS)) == set(grid[0])
+
+
+@every_metric
+@every_type
+def test_a_known_reach_is_what_a_search_finds(name: str, metric_name: str) -> None:
+    metric = METRICS[metric_name]
+    vectors = clustered(ROWS)
+    _, segment = build(name, metric, vectors)
+    queries = as_given(clustered(QUERIES, seed=5), metric)
+    positions = np.tile(np.arange(ROWS), (QUERIES, 1))
+    known = segment.reach(queries, positions)
+    if known is None:
+        return
+    parameter, least = known
+    assert least.min(axis=1).tolist() == [1] * QUERIES
+    for value in (1, 3, 7):
+        hits = segment.search(queries, K, {parameter: value})
+        # Where fewer are within reach, the search looks further.
+        for row in np.flatnonzero((least <= value).sum(axis=1) >= K):
+            assert least[row, hits.positions[row, :K]].max() <= value

@@ -2,18 +2,22 @@
 
 Two samples are searched with settings of the type's grid and compared with the exact
 answer over the same segment; the cheapest setting with which both reach the target
-becomes the default. One sample is stored rows, each left out of its own answer. The
-other is mixtures, a row plus half of another one: a stored row is an easy query for a
-graph that holds it (on 20,000 sentence embeddings NSG found 0.99 of the neighbours of
-stored rows, 0.90 of mixtures', and 0.87 of held-out queries'), while trees and cells
-find more for a mixture than for a new query.
+becomes the default. Where a type knows from which setting on a search looks at a row,
+only compressed ones are searched, for the order of their candidates.
+
+One sample is stored rows, each left out of its own answer. The other is mixtures, a row
+plus half of another one: a stored row is an easy query for a graph that holds it (on
+20,000 sentence embeddings NSG found 0.99 of the neighbours of stored rows, 0.90 of
+mixtures', and 0.87 of held-out queries'), while trees and cells find more for a mixture
+than for a new query.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,9 +28,12 @@ from duckvec.metrics import Metric, normalize_rows
 # Above the recall of 0.95 that is wanted for new queries, by the noise of a sample.
 TARGET_RECALL = 0.96
 SAMPLE = 100  # of each kind
-FEW_OF = 5
 K = 10
 BLOCK_ROWS = 2048
+SMALL_BLOCK_ROWS = 256
+QUERIES_AT_ONCE = 25
+MOST_TRIED = 3
+NOWHERE = np.iinfo(np.int64).max
 # A compressed type is fetched this many times k before its candidates are rescored.
 OVERFETCH = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 # Seconds that DuckDB takes to join and rescore one candidate, in a batch: what a
@@ -65,36 +72,29 @@ def calibrate(
         return dict(grid[0] if grid else index_type.default_search_params(params, rows))
     sample = _draw(vectors, metric, k)
 
-    def attempt(
-        at: int, queries: _Sample = sample
-    ) -> tuple[dict[str, int], float] | None:
-        return _attempt(index_type, index, queries, grid[at], params, factors, threads)
+    def places(queries: _Sample, setting: Mapping[str, int]) -> NDArray[np.int64]:
+        width = min(K * factors[-1] + 1, rows)
+        own = index_type.clamp_search_params(setting, params, width)
+        hits = index.search(queries.queries, width, own, threads=threads)
+        return queries.places(hits.positions)
 
-    # Recall grows along the grid: bisect with a few of the queries, then let all of
-    # them confirm, one step down where that does, upwards where it does not.
-    few = sample.every(FEW_OF) if len(sample.queries) == 2 * SAMPLE else sample
-    low, high = 0, len(grid) - 1
-    while low < high:
-        middle = (low + high) // 2
-        if attempt(middle, few) is None:
-            low = middle + 1
-        else:
-            high = middle
-    best = attempt(low)
-    if best is not None:
-        best = (attempt(low - 1) if low else None) or best
-    while best is None and low + 1 < len(grid):
-        low += 1
-        best = attempt(low)
-    if best is None:
-        return {**grid[-1], **({"overfetch": factors[-1]} if len(factors) > 1 else {})}
-    if best[0].get("overfetch", 1) > 1:
-        # A step more of probing may be cheaper than a long list to rescore.
-        for at in range(low + 1, min(low + 3, len(grid))):
-            other = attempt(at)
-            if other is not None and other[1] < best[1]:
-                best = other
-    return best[0]
+    low = 0
+    known = index.reach(sample.queries, sample.truth, threads=threads)
+    if known is not None:
+        name, least = known
+        low = next(
+            (
+                at
+                for at, setting in enumerate(grid)
+                if sample.recall(least <= setting[name]) >= TARGET_RECALL
+            ),
+            len(grid) - 1,
+        )
+    if index_type.compressed:
+        return _with_overfetch(sample, grid[low:], factors, places)
+    if known is not None:
+        return dict(grid[low])
+    return dict(grid[max(_first(kind, grid, places) for kind in sample.kinds())])
 
 
 @dataclass(frozen=True)
@@ -105,14 +105,93 @@ class _Sample:
     own: NDArray[np.int64]
     truth: NDArray[np.int64]
 
-    def every(self, step: int) -> _Sample:
-        """Return every `step`-th query."""
-        return _Sample(self.queries[::step], self.own[::step], self.truth[::step])
+    def part(self, chosen: NDArray[Any]) -> _Sample:
+        """Return some of the queries, by a mask or by their numbers."""
+        return _Sample(self.queries[chosen], self.own[chosen], self.truth[chosen])
+
+    def kinds(self) -> tuple[_Sample, _Sample]:
+        """Return the stored rows and the mixtures."""
+        return self.part(self.own >= 0), self.part(self.own < 0)
 
     def recall(self, found: NDArray[np.bool_]) -> float:
-        """Return the smaller of both kinds' shares of neighbours found, from (s,)."""
-        share = found.sum(axis=1) / self.truth.shape[1]
+        """Return the smaller of both kinds' shares of neighbours found, from (s, k)."""
+        share = found.mean(axis=1)
         return float(min(share[self.own >= 0].mean(), share[self.own < 0].mean()))
+
+    def places(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return (s, k): the place of each neighbour among the hits, NOWHERE without.
+
+        The sampled row itself has no place.
+        """
+        place = np.cumsum(positions != self.own[:, np.newaxis], axis=1) - 1
+        places = np.full(self.truth.shape, NOWHERE, dtype=np.int64)
+        for at, (near, hits) in enumerate(zip(self.truth, positions, strict=True)):
+            which, where = np.nonzero(near[:, np.newaxis] == hits)
+            places[at, which] = place[at, where]
+        return places
+
+
+_Places = Callable[[_Sample, Mapping[str, int]], NDArray[np.int64]]
+"""Searches a sample's queries with a setting, and returns its places."""
+
+
+def _first(sample: _Sample, grid: Sequence[Mapping[str, int]], places: _Places) -> int:
+    """Return the first setting that finds enough, else the last.
+
+    What a setting finds, more thorough ones find too: queries that lack nothing are
+    not searched again. Those that lack most come first, and a setting is given up as
+    soon as too much is missing.
+    """
+    spare = int(sample.truth.size * (1 - TARGET_RECALL) + 1e-6)
+    lacking = np.full(len(sample.queries), -1)
+    for at, setting in enumerate(grid):
+        order = np.argsort(-lacking, kind="stable")
+        order = order[lacking[order] != 0]
+        missed = 0
+        for start in range(0, len(order), QUERIES_AT_ONCE):
+            some = order[start : start + QUERIES_AT_ONCE]
+            lacking[some] = (places(sample.part(some), setting) >= K).sum(axis=1)
+            missed += int(lacking[some].sum())
+            if missed > spare:
+                break
+        else:
+            return at
+    return len(grid) - 1
+
+
+def _with_overfetch(
+    sample: _Sample,
+    grid: Sequence[Mapping[str, int]],
+    factors: Sequence[int],
+    places: _Places,
+) -> dict[str, int]:
+    """Return the first setting that finds enough, with its smallest over-fetch.
+
+    The next ones are weighed against it as long as the shorter lists to rescore may
+    be worth the longer search.
+    """
+    best: dict[str, int] | None = None
+    cost = np.inf
+    tried = 0
+    for setting in grid:
+        started = time.perf_counter()
+        place = places(sample, setting)
+        seconds = (time.perf_counter() - started) / len(place)
+        enough = (
+            factor
+            for factor in factors
+            if sample.recall(place < K * factor) >= TARGET_RECALL
+        )
+        factor = next(enough, None)
+        if factor is not None:
+            rescoring = K * factor * RESCORE_SECONDS
+            if seconds + rescoring < cost:
+                best = {**setting, "overfetch": factor}
+                cost = seconds + rescoring
+            tried += 1
+            if tried == MOST_TRIED or rescoring < seconds / 2:
+                break
+    return best or {**grid[-1], "overfetch": factors[-1]}
 
 
 def _draw(vectors: NDArray[np.float32], metric: Metric, k: int) -> _Sample:
@@ -137,7 +216,8 @@ def exact_neighbours(
 ) -> NDArray[np.int64]:
     """Return int64 (nq, k): the exact nearest rows of each query.
 
-    Blocked matrix products in float32; ties may fall either way.
+    Blocked matrix products in float32; ties may fall either way. Of each block, only
+    what is nearer than the k-th so far is looked at.
 
     Args:
         vectors: float32 (n, d).
@@ -146,54 +226,28 @@ def exact_neighbours(
         metric: how to measure.
         k: neighbours of each query.
     """
+    scaled = queries * np.float32(-1 if metric.is_similarity else -2)
     best = np.full((len(queries), k), np.inf, dtype=np.float32)
     found = np.full((len(queries), k), -1, dtype=np.int64)
-    for start in range(0, len(vectors), BLOCK_ROWS):
-        block = vectors[start : start + BLOCK_ROWS]
-        scores = queries @ block.T
-        if metric.is_similarity:
-            np.negative(scores, out=scores)
-        else:
-            scores *= -2
+    start = 0
+    while start < len(vectors):
+        # In the first block every row is near: it is a small one.
+        block = vectors[start : start + (BLOCK_ROWS if start else SMALL_BLOCK_ROWS)]
+        scores = scaled @ block.T
+        if not metric.is_similarity:
             scores += np.einsum("ij,ij->i", block, block)
         inside = (own >= start) & (own < start + len(block))
         scores[np.flatnonzero(inside), own[inside] - start] = np.inf
-        width = min(k, len(block))
-        near = np.argpartition(scores, width - 1, axis=1)[:, :width]
-        joined = np.concatenate([best, np.take_along_axis(scores, near, 1)], axis=1)
-        numbers = np.concatenate([found, near + start], axis=1)
-        keep = np.argpartition(joined, k - 1, axis=1)[:, :k]
-        best = np.take_along_axis(joined, keep, axis=1)
+        row, column = np.nonzero(scores < best.max(axis=1, keepdims=True))
+        width = k + int(np.bincount(row, minlength=1).max())
+        nearer = np.full((len(queries), width), np.inf, dtype=np.float32)
+        numbers = np.full(nearer.shape, -1, dtype=np.int64)
+        nearer[:, :k], numbers[:, :k] = best, found
+        place = k + np.arange(len(row)) - np.searchsorted(row, row)
+        nearer[row, place] = scores[row, column]
+        numbers[row, place] = column + start
+        keep = np.argpartition(nearer, k - 1, axis=1)[:, :k]
+        best = np.take_along_axis(nearer, keep, axis=1)
         found = np.take_along_axis(numbers, keep, axis=1)
+        start += len(block)
     return found
-
-
-def _attempt(
-    index_type: IndexType,
-    index: SegmentIndex,
-    sample: _Sample,
-    setting: Mapping[str, int],
-    params: Mapping[str, int],
-    factors: Sequence[int],
-    threads: int,
-) -> tuple[dict[str, int], float] | None:
-    """Return the setting with its smallest sufficient over-fetch, and its cost."""
-    count = len(sample.queries)
-    wanted = min(K * factors[-1] + 1, index.rows)
-    own = index_type.clamp_search_params(setting, params, wanted)
-    started = time.perf_counter()
-    positions = index.search(sample.queries, wanted, own, threads=threads).positions
-    seconds = (time.perf_counter() - started) / count
-    others = positions != sample.own[:, None]
-    # The place of each hit among those that are not the sampled row itself.
-    place = np.cumsum(others, axis=1) - 1
-    hit = others & np.array(
-        [np.isin(row, near) for row, near in zip(positions, sample.truth, strict=True)]
-    )
-    for factor in factors:
-        if sample.recall(hit & (place < K * factor)) >= TARGET_RECALL:
-            chosen = dict(setting)
-            if len(factors) > 1:
-                chosen["overfetch"] = factor
-            return chosen, seconds + K * factor * RESCORE_SECONDS
-    return None

@@ -41,6 +41,7 @@ LARGEST_NLIST = 999_999
 POINTS_PER_CENTROID = 39  # fewer, and faiss warns that the centroids are badly trained
 ROWS_PER_ADD = 65_536
 TRAINING_SHARE = 0.5
+QUERIES_PER_RANKING = 64
 
 NLIST = Parameter(
     name="nlist",
@@ -116,6 +117,26 @@ class IvfSegment(SegmentIndex):
         distances[ids < 0] = np.inf
         return Hits(ids, distances)
 
+    def reach(
+        self,
+        queries: NDArray[np.float32],
+        positions: NDArray[np.int64],
+        *,
+        threads: int = 1,
+    ) -> tuple[str, NDArray[np.int64]]:
+        """Return which rank the list of each position has among a query's lists."""
+        nlist = int(self._index.nlist)
+        lists = self._lists_of_rows()
+        least = np.empty(positions.shape, dtype=np.int64)
+        for start in range(0, len(queries), QUERIES_PER_RANKING):
+            some = slice(start, start + QUERIES_PER_RANKING)
+            with faiss_threads(self._faiss, threads):
+                _, nearest = self._index.quantizer.search(queries[some], nlist)
+            rank = np.empty(nearest.shape, dtype=np.int64)
+            np.put_along_axis(rank, nearest, np.arange(1, nlist + 1)[np.newaxis], 1)
+            least[some] = np.take_along_axis(rank, lists[positions[some]], axis=1)
+        return NPROBE.name, least
+
     def save(self, path: Path) -> None:
         """Write faiss's file of the inverted lists."""
         write_index(self._faiss, self._index, path)
@@ -164,6 +185,18 @@ class IvfSegment(SegmentIndex):
             can_reconstruct=False,
         )
         return exact.search(queries, k)
+
+    def _lists_of_rows(self) -> NDArray[np.int64]:
+        """Return the number of the list that holds each position."""
+        lists = self._faiss.downcast_InvertedLists(self._index.invlists)
+        numbers = np.zeros(self.rows, dtype=np.int64)
+        for number in range(int(self._index.nlist)):
+            size = int(lists.list_size(number))
+            if size:
+                ids = lists.get_ids(number)
+                numbers[self._faiss.rev_swig_ptr(ids, size)] = number
+                lists.release_ids(number, ids)
+        return numbers
 
     def _longest(self) -> float:
         return 1.0 if self._metric.normalizes else self._largest_norm

@@ -96,9 +96,29 @@ class SegmentIndex(ABC):
             allowed: (rows,), True for the positions that may be returned.
         """
 
+    def reach(
+        self,
+        queries: NDArray[np.float32],
+        positions: NDArray[np.int64],
+        *,
+        threads: int = 1,
+    ) -> tuple[str, NDArray[np.int64]] | None:
+        """Return from which setting on a search looks at certain positions.
+
+        Args:
+            queries: (nq, d).
+            positions: (nq, n), from 0.
+            threads: how many threads the library may use.
+
+        Returns:
+            A search parameter, and (nq, n) its smallest value with which a search for
+            that query looks at that position; None where only a search can tell.
+        """
+        return None
+
     @abstractmethod
     def save(self, path: Path) -> None:
-        """Write the whole segment as one file."""
+        """Write the whole segment as one file; it can be searched afterwards."""
 
     @abstractmethod
     def memory_bytes(self) -> int:

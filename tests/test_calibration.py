@@ -1,0 +1,87 @@
+"""The default search parameters that a build measures."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from duckvec import calibration
+from duckvec.calibration import TARGET_RECALL, calibrate, exact_neighbours
+from duckvec.index_types import get_index_type
+from duckvec.metrics import METRICS
+from tests.index_types import (
+    ROWS,
+    all_distances,
+    as_given,
+    build,
+    clustered,
+    effective,
+    every_metric,
+    every_type,
+)
+
+pytest.importorskip("annoy")
+pytest.importorskip("hnswlib")
+
+
+@every_metric
+@pytest.mark.parametrize("rows", [11, 300, 5000])
+def test_the_exact_neighbours_are_those_of_double_precision(
+    rows: int, metric_name: str
+) -> None:
+    metric = METRICS[metric_name]
+    vectors = as_given(clustered(rows), metric)
+    queries = vectors[:10] * np.float32(1.01)
+    own = np.where(np.arange(10) % 2, np.arange(10), -1)
+    distances = all_distances(queries, vectors, metric)
+    distances[np.arange(1, 10, 2), own[1::2]] = np.inf
+    expected = np.argsort(distances, axis=1)[:, :10]
+    found = exact_neighbours(vectors, queries, own, metric, 10)
+    assert np.sort(found, axis=1).tolist() == np.sort(expected, axis=1).tolist()
+
+
+@every_metric
+@every_type
+def test_the_default_finds_enough_and_is_the_same_each_time(
+    name: str, metric_name: str
+) -> None:
+    metric = METRICS[metric_name]
+    vectors = as_given(clustered(ROWS), metric)
+    kind, segment = build(name, metric, vectors)
+    params = effective(kind, ROWS)
+    chosen, again = (
+        calibrate(kind, segment, vectors, metric, params, threads=1) for _ in range(2)
+    )
+    if not kind.compressed:  # how many are rescored is weighed by the clock
+        assert again == chosen
+    queries = as_given(clustered(200, seed=9), metric)
+    truth = exact_neighbours(vectors, queries, np.full(200, -1), metric, 10)
+    width = 10 * chosen.pop("overfetch", 1)
+    found = segment.search(queries, width, chosen).positions
+    hits = [np.isin(near, row) for near, row in zip(truth, found, strict=True)]
+    assert np.mean(hits) >= TARGET_RECALL - 0.02
+
+
+@pytest.mark.parametrize("name", ["HNSW", "NSG", "ANNOY"])
+def test_a_setting_is_given_up_without_searching_every_query(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metric = METRICS["L2"]
+    vectors = as_given(clustered(ROWS), metric)
+    _, segment = build(name, metric, vectors)
+    kind = get_index_type(name)
+    params = effective(kind, ROWS)
+    grid = kind.search_grid(params, ROWS, calibration.K)
+    search, searched = segment.search, 0
+
+    def counted(queries: Any, *arguments: Any, **named: Any) -> Any:
+        nonlocal searched
+        searched += len(queries)
+        return search(queries, *arguments, **named)
+
+    monkeypatch.setattr(segment, "search", counted)
+    chosen = calibrate(kind, segment, vectors, metric, params, threads=1)
+    settings = grid.index(chosen) + 1
+    assert searched <= 2 * calibration.SAMPLE * (1 + settings / 2)
