@@ -84,4 +84,4 @@ def test_a_setting_is_given_up_without_searching_every_query(
     monkeypatch.setattr(segment, "search", counted)
     chosen = calibrate(kind, segment, vectors, metric, params, threads=1)
     settings = grid.index(chosen) + 1
-    assert searched <= 2 * calibration.SAMPLE * (1 + settings / 2)
+    assert searched <= 2 * calibration.SEARCHED * (1 + settings / 2)

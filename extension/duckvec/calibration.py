@@ -28,10 +28,11 @@ from duckvec.metrics import Metric, normalize_rows
 # Above the recall of 0.95 that is wanted for new queries, by the noise of a sample.
 TARGET_RECALL = 0.96
 SAMPLE = 100  # of each kind
+SEARCHED = 64  # of each kind, where only searches tell what a setting finds
 K = 10
 BLOCK_ROWS = 2048
 SMALL_BLOCK_ROWS = 256
-QUERIES_AT_ONCE = 25
+QUERIES_AT_ONCE = 10
 MOST_TRIED = 3
 NOWHERE = np.iinfo(np.int64).max
 # A compressed type is fetched this many times k before its candidates are rescored.
@@ -94,7 +95,8 @@ def calibrate(
         return _with_overfetch(sample, grid[low:], factors, places)
     if known is not None:
         return dict(grid[low])
-    return dict(grid[max(_first(kind, grid, places) for kind in sample.kinds())])
+    kinds = sample.kinds(SEARCHED)
+    return dict(grid[max(_first(kind, grid, places) for kind in kinds)])
 
 
 @dataclass(frozen=True)
@@ -109,9 +111,12 @@ class _Sample:
         """Return some of the queries, by a mask or by their numbers."""
         return _Sample(self.queries[chosen], self.own[chosen], self.truth[chosen])
 
-    def kinds(self) -> tuple[_Sample, _Sample]:
-        """Return the stored rows and the mixtures."""
-        return self.part(self.own >= 0), self.part(self.own < 0)
+    def kinds(self, most: int) -> list[_Sample]:
+        """Return the stored rows and the mixtures, no more than so many of each."""
+        return [
+            self.part(np.flatnonzero(kind)[:most])
+            for kind in (self.own >= 0, self.own < 0)
+        ]
 
     def recall(self, found: NDArray[np.bool_]) -> float:
         """Return the smaller of both kinds' shares of neighbours found, from (s, k)."""
