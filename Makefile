@@ -5,6 +5,9 @@ PYTHON ?= python3
 # `make test` runs the core tests a second time, with this DuckDB.
 DUCKDB_OTHER ?= duckdb>=1.5,<2
 WORKERS ?= 2
+# How long `make soak` runs, and where its random numbers begin: empty for the time.
+MINUTES ?= 20
+SEED ?=
 
 MAIN := .venv
 OTHER := .venv-other
@@ -15,11 +18,12 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test bench lint clean
+.PHONY: help demo test soak bench lint clean
 
 help:  ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
 	@echo "Variables: PYTHON=$(PYTHON)  DUCKDB_OTHER='$(DUCKDB_OTHER)'  WORKERS=$(WORKERS)"
+	@echo "           MINUTES=$(MINUTES)  SEED=$(SEED)"
 
 demo: $(MAIN)/demo.stamp  ## Install duckvec and show it at work on examples/data
 	@$(RUN) examples/demo.py
@@ -29,6 +33,9 @@ test: lint $(OTHER_STAMP)  ## Check style and types, then run the tests with two
 	@$(RUN) -m pytest -q -n $(WORKERS)
 	@echo "Core tests, $(call duckdb_of,$(OTHER)):"
 	@$(OTHER)/bin/python -m pytest -q -n $(WORKERS) -m core
+
+soak: $(MAIN)/dev.stamp  ## Compare searches with exact SQL in random worlds, for long
+	@$(RUN) -m tests.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 bench: $(MAIN)/demo.stamp  ## Run the benchmarks
 ifeq ($(wildcard benchmarks/__main__.py),)
