@@ -412,3 +412,30 @@ def test_queries_and_rows_without_a_finite_distance(
         by_index = [distance for _, distance in search(con, query)]
         con.execute("CALL drop_vector_index('items')").fetchall()
         assert by_index == [distance for _, distance in search(con, query)]
+
+
+def test_a_row_with_entries_in_two_segments_is_found_once(path: Path) -> None:
+    big = clustered(5000, 16)
+    con = duckvec.connect(str(path))
+    create_table(con, big)
+    create(con, "IVF_FLAT")
+    # The first row matches no entry any more, so that all of them are in the tail, and
+    # wait() seals rows that the first segment holds too.
+    con.execute(
+        "CREATE OR REPLACE TABLE items AS SELECT id, price, "
+        "if(id = 0, $vector::FLOAT[], embedding::FLOAT[])::FLOAT[16] AS embedding "
+        "FROM items",
+        {"vector": big.query(5)},
+    )
+    duckvec.load(con).wait()
+    segments = con.execute("FROM vector_index_segments()").fetchall()
+    assert len(segments) == 2
+    check(con, big)
+    con.close()
+    con = duckdb.connect(str(path))
+    duckvec.load(con).wait()
+    assert route(con, big.query(0)) == "index"
+    check(con, big)
+    ids = [row[0] for row in search(con, big.query(0), 100)]
+    assert len(set(ids)) == 100
+    con.close()

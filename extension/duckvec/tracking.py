@@ -208,10 +208,15 @@ def match_entries(
     if len(rowids) == 0:
         return found, matched
     at = np.minimum(np.searchsorted(rowids, entry_rowids), len(rowids) - 1)
-    same = (rowids[at] == entry_rowids) & (hashes[at] == entry_hashes)
+    same = np.flatnonzero((rowids[at] == entry_rowids) & (hashes[at] == entry_hashes))
+    # A row may have entries in two segments, where the tail that was sealed last held
+    # rows of an older segment: one of them keeps it.
+    keeper = np.empty(len(rowids), dtype=np.int64)
+    keeper[at[same]] = same
+    same = same[keeper[at[same]] == same]
     found[same] = entry_rowids[same]
     matched[at[same]] = True
-    entries = np.flatnonzero(~same)
+    entries = np.flatnonzero(found < 0)
     rows = np.flatnonzero(~matched)
     if len(entries) and len(rows):
         entries = entries[np.argsort(entry_hashes[entries], kind="stable")]
