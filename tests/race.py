@@ -63,8 +63,9 @@ class Plan:
         writers: threads that change rows and checkpoint.
         readers: threads that search and compare.
         hang_seconds: after how long without progress a thread hangs.
-        forced: whether writers force checkpoints, and then update nothing. Known not
-            to end while a guard stands: a forced checkpoint waits for it.
+        forced: whether writers force checkpoints, and then update nothing: a forced
+            checkpoint waits for every transaction that is older than an update or a
+            definition, and so for the guard, for ever.
     """
 
     seconds: float
@@ -96,11 +97,12 @@ class Race:
             data = self._rows(rng, ROWS)
             self.con.execute(f"INSERT INTO {name} FROM data")
             del data
-            self.con.execute(_create(name, 0)).fetchall()  # it gives the metric
         self.con.execute(
             "CREATE TABLE queries AS SELECT row_number() OVER () AS number, "
             "v AS vector FROM (FROM lists WHERE v IS NOT NULL LIMIT 5)"
         )
+        for name in TYPES:  # an index gives the table its metric
+            self.con.execute(_create(name, 0)).fetchall()
 
     def run(self) -> None:
         """Run all threads until the time is over; end the process where one hangs."""

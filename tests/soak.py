@@ -60,7 +60,7 @@ def soak_worlds(seed: int, seconds: float, folder: Path) -> bool:
     return not mismatches
 
 
-def soak_threads(seed: int, seconds: float, folder: Path, forced: bool) -> bool:
+def soak_threads(seed: int, seconds: float, folder: Path) -> bool:
     """Let threads run against each other for a time; return whether all was right."""
     until = time.monotonic() + seconds
     counts: Counter[str] = Counter()
@@ -68,7 +68,7 @@ def soak_threads(seed: int, seconds: float, folder: Path, forced: bool) -> bool:
     while (left := until - time.monotonic()) > 1 and not failures:
         place = folder / f"race-{seed}"
         place.mkdir()
-        plan = Plan(min(left, RACE_SECONDS), seed, forced=forced)
+        plan = Plan(min(left, RACE_SECONDS), seed, forced=bool(seed % 2))
         race = Race(place / "race.db", plan)
         race.run()
         counts += race.counts
@@ -120,7 +120,6 @@ def main() -> int:
     add("--minutes", type=float, default=20, help="how long all of it runs, about")
     add("--seed", type=int, default=int(time.time()), help="default: the time")
     add("--only", choices=["worlds", "threads", "lives"], help="one part only")
-    add("--forced", action="store_true", help="threads force checkpoints, too")
     add("--replay", type=Path, metavar="FILE", help="run these operations again")
     add("--shrink", action="store_true", help="make the list of --replay smaller first")
     add("--verbose", action="store_true", help="print each statement of --replay")
@@ -133,9 +132,7 @@ def main() -> int:
     rounds = max(20, min(500, round(25 * arguments.minutes)))
     parts: dict[str, Callable[[float], bool]] = {
         "worlds": lambda share: soak_worlds(seed, share * seconds, folder),
-        "threads": lambda share: soak_threads(
-            seed, share * seconds, folder, arguments.forced
-        ),
+        "threads": lambda share: soak_threads(seed, share * seconds, folder),
         "lives": lambda share: soak_lives(seed, rounds, folder),
     }
     shares = {"worlds": 0.7, "threads": 0.2, "lives": 0.1}

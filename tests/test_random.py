@@ -30,12 +30,13 @@ def test_random_operations(tmp_path: Path, seed: int | str) -> None:
 
 
 @pytest.mark.core
-def test_threads(request: pytest.FixtureRequest) -> None:
+@pytest.mark.parametrize("seed", ["2", "3"], ids=["updates", "forced checkpoints"])
+def test_threads(request: pytest.FixtureRequest, seed: str) -> None:
     core = "core" in str(request.config.getoption("markexpr"))
-    minutes = "0.1" if core else "0.4"
+    minutes = "0.1" if core else "0.25"
     command = [sys.executable, "-m", "tests.soak", "--only", "threads"]
     done = subprocess.run(
-        [*command, "--minutes", minutes, "--seed", "2"],
+        [*command, "--minutes", minutes, "--seed", seed],
         capture_output=True,
         text=True,
         cwd=ROOT,
