@@ -249,7 +249,8 @@ def begin(world: World) -> None:
     world.begin(session, mode)
     if mode != "BEGIN" or world.rng.random() < 0.7:
         for name in sorted(world.tables):  # its snapshot is that of now
-            session.con.execute(f"SELECT count(*) FROM {world.full_name(name)}")
+            path = world.full_name(name)
+            session.con.execute(f"SELECT count(*) FROM {path}").fetchall()
 
 
 @operation(4)
@@ -283,7 +284,7 @@ def prepare(world: World) -> None:
     sql = f"SELECT id, {quote_identifier(table.price)}, distance FROM {call}"
     world.note(f"s{world.sessions.index(session)}: PREPARE {name} AS {sql}")
     try:
-        session.con.execute(f"PREPARE {name} AS {sql}")
+        session.con.execute(f"PREPARE {name} AS {sql}").fetchall()
     except duckdb.Error as error:
         if not world.may_refuse(session, table):
             raise Mismatch(f"{sql}: {error}") from error
