@@ -439,3 +439,29 @@ def test_a_row_with_entries_in_two_segments_is_found_once(path: Path) -> None:
     ids = [row[0] for row in search(con, big.query(0), 100)]
     assert len(set(ids)) == 100
     con.close()
+
+
+def test_a_snapshot_of_an_attached_database_from_before_its_first_index(
+    tmp_path: Path,
+) -> None:
+    con = duckvec.connect()
+    con.execute(f"ATTACH '{tmp_path / 'shop.db'}' AS shop")
+    con.execute("CREATE TABLE shop.t AS SELECT 1 AS id, [1, 2]::FLOAT[2] AS v")
+    old = con.cursor()
+    duckvec.load(old)
+    old.execute("BEGIN")
+    old.execute("FROM shop.t").fetchall()
+    con.execute("CALL create_vector_index('shop.t', 'FLAT')").fetchall()
+    found = old.execute("SELECT id FROM vector_search('shop.t', [1, 2])").fetchall()
+    assert found == [(1,)]
+
+
+def test_a_list_table_made_again_with_vectors_of_another_length(path: Path) -> None:
+    con = duckvec.connect(str(path))
+    for dimension in (8, 3):
+        vectors = clustered(300, dimension)
+        con.execute("DROP TABLE IF EXISTS items")
+        create_table(con, vectors, column_type="FLOAT[]")
+        if dimension == 8:
+            create(con, "FLAT")
+        check(con, vectors, "FLAT")

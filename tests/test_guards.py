@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -222,3 +224,21 @@ def test_rows_stay_findable_while_checkpoints_and_searches_take_turns(
             con.execute("FORCE CHECKPOINT")
         check(con, vectors)
         check(reader, vectors)
+
+
+FORCED = """
+import duckvec
+con = duckvec.connect({path!r})
+con.execute("CREATE TABLE t AS SELECT 1 AS id, [1, 2]::FLOAT[2] AS v")
+con.execute("CALL create_vector_index('t', 'FLAT')").fetchall()
+con.execute({change!r})
+con.execute("FORCE CHECKPOINT")
+"""
+
+
+@pytest.mark.parametrize(
+    "change", ["UPDATE t SET id = 2", "CREATE TABLE u (id INTEGER)"]
+)
+def test_a_forced_checkpoint_right_after_a_build_ends(path: Path, change: str) -> None:
+    code = FORCED.format(path=str(path), change=change)
+    subprocess.run([sys.executable, "-c", code], timeout=20, check=True)

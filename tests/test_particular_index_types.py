@@ -196,3 +196,21 @@ def test_a_missing_library_names_the_extra(
         f"{name} needs {library}, which is not installed: "
         f'pip install "duckvec[{extra}]"'
     )
+
+
+def test_nsg_returns_no_position_twice() -> None:
+    kind, metric = get_index_type("NSG"), METRICS["IP"]
+    params = {
+        "search_length": 40,
+        "out_degree": 20,
+        "candidate_pool_size": 60,
+        "knng": 30,
+    }
+    random = np.random.default_rng(2)
+    vectors = random.standard_normal((300, 8)).astype(np.float32)
+    queries = random.standard_normal((100, 8)).astype(np.float32)
+    segment = kind.build(vectors, metric, params, threads=1)
+    hits = segment.search(queries, 200, {"search_length": 300})
+    for positions in hits.positions:
+        found = positions[positions >= 0].tolist()
+        assert len(set(found)) == len(found)

@@ -314,3 +314,14 @@ def test_the_handle_searches_one_vector_and_many(
         )
         assert handle.indexes().project("index_type").fetchall() == [("IVF_FLAT",)]
         assert handle.drop("items")["index_type"] == "FLAT"
+
+
+def test_vectors_of_nulls_in_a_list_column_are_not_found(
+    memory: duckdb.DuckDBPyConnection,
+) -> None:
+    memory.execute(
+        "CREATE TABLE t AS SELECT i AS id, [i, i]::FLOAT[] AS v FROM range(9) r(i)"
+    )
+    memory.execute("INSERT INTO t VALUES (-1, [NULL, NULL])")
+    found = memory.execute("SELECT id FROM vector_search('t', [3, 3], 1)").fetchall()
+    assert found == [(3,)]

@@ -30,7 +30,6 @@ from tests.comparison import (
     goes_by_index,
 )
 from tests.world_parts import (
-    KNOWN,
     REFUSALS,
     REFUSED,
     SESSIONS,
@@ -321,11 +320,6 @@ class World:
                 way = goes_by_index(session.con, subject, query, k)
                 self.counts[f"sampled plans: {'index' if way else 'scan'}"] += 1
         except duckdb.Error as error:
-            if KNOWN.search(str(error)):
-                self.counts["known failures"] += 1
-                if session.in_transaction:
-                    self.end_transaction(session, "ROLLBACK")
-                return
             if self.may_refuse(session, table):
                 self.note(f"-- {what}: {error}")
                 self.counts["searches of redefined tables refused"] += 1
@@ -335,9 +329,6 @@ class World:
             raise Mismatch(f"{what}: {type(error).__name__}: {error}") from error
         except Mismatch as error:
             kind = "join" if joined else "search"
-            if index and index.index_type == "NSG" and "came back twice" in str(error):
-                self.counts["known failures"] += 1
-                return
             raise Mismatch(
                 f"{kind} {what} (index {index}; query {query}): {error}"
             ) from None

@@ -28,12 +28,6 @@ REFUSED = re.compile(
     re.IGNORECASE,
 )
 
-# Failures that are known, each with a test of its own in test_known_failures.py; they
-# are counted, and go from here when they are mended.
-KNOWN = re.compile(
-    r"\.epoch\" does not exist|left argument can not contain NULL values"
-)
-
 
 @dataclass(frozen=True)
 class Options:

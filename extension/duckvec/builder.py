@@ -84,7 +84,7 @@ def build_index(
         dimension = find_dimension(cursor, table, order.column)
         if dimension is not None:
             require_equal_lengths(cursor, table, order.column, dimension)
-        seal_transaction = instance.seal_transaction(task, state)
+        seal_transaction = instance.seal_transaction(task, state.name)
         written = write_segments(
             task, instance, state, order, cursor, dimension, index_id, strict=True
         )
@@ -209,7 +209,7 @@ def prove_index(
         )
     with _snapshot(task, instance, state, table) as cursor:
         seal_transaction = (
-            UNSEALED if state.read_only else instance.seal_transaction(task, state)
+            UNSEALED if state.read_only else instance.seal_transaction(task, state.name)
         )
         rowids, hashes = [np.empty(0, np.int64)], [np.empty(0, np.uint64)]
         for batch in read_vectors(
@@ -254,7 +254,7 @@ def refresh_index(
     if old is None or old.table_identity != table.identity:
         return
     with _snapshot(task, instance, state, table) as cursor:
-        seal_transaction = instance.seal_transaction(task, state)
+        seal_transaction = instance.seal_transaction(task, state.name)
         there = read_rowids(cursor, table, old.watermark)
     epoch = _advance_epoch(task, instance, state)
     live = tuple(_without_gone(part, there) for part in old.segments)
@@ -293,7 +293,7 @@ def extend_index(
     )
     started = time.perf_counter()
     with _snapshot(task, instance, state, table) as cursor:
-        seal_transaction = instance.seal_transaction(task, state)
+        seal_transaction = instance.seal_transaction(task, state.name)
         there = read_rowids(cursor, table, old.watermark)
         dimension = row.dimension or find_dimension(cursor, table, order.column)
         written = write_segments(

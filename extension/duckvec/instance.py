@@ -249,11 +249,11 @@ class Instance:
 
     # Snapshots
 
-    def seal_transaction(self, task: Task, state: DatabaseState) -> int:
+    def seal_transaction(self, task: Task, database: str) -> int:
         """Return the number of a transaction of a database that begins now."""
         cursor = self.background_cursor()
         try:
-            cursor.execute(f"USE {quote_path((state.name, 'main'))}")
+            cursor.execute(f"USE {quote_path((database, 'main'))}")
             task.beginning(lambda: cursor.execute("BEGIN TRANSACTION READ ONLY"))
             return int(cursor.execute("SELECT txid_current()").fetchall()[0][0])
         finally:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 from dataclasses import dataclass
 from typing import Any
+
+import duckdb
 
 from duckvec import builder, catalog, paths
 from duckvec.catalog import IndexRow
@@ -29,6 +32,7 @@ from duckvec.tables import (
     Caller,
     Table,
     VectorColumn,
+    databases,
     find_column,
     is_generated,
     places,
@@ -265,6 +269,18 @@ def _ensure_catalog(instance: Instance, state: DatabaseState) -> None:
         finally:
             cursor.close()
         paths.remove_orphans(instance.folder(state), set())
+        state.catalog_seals = _seal_all(task, instance)
         state.has_catalog = True
 
     instance.keeper.submit(f'the catalog of database "{state.name}"', work).wait()
+
+
+def _seal_all(task: Task, instance: Instance) -> dict[str, int]:
+    """Return the number of a transaction that begins now, for every database."""
+    with read_only(instance.background_cursor()) as cursor:
+        names = [name for name, _ in databases(cursor)]
+    seals = {}
+    for name in names:
+        with contextlib.suppress(duckdb.Error):  # detached meanwhile, or not DuckDB's
+            seals[name] = instance.seal_transaction(task, name)
+    return seals

@@ -127,16 +127,13 @@ def unseen_text(
     where = f"{name} IS NOT NULL"
     if condition is not None:
         where += f" AND (\n{condition}\n)"
+    distance = _list_distance(metric, f"__t.{name}", "__query.vector")
     return f"""
 SELECT * RENAME (__distance AS distance)
 FROM (
     SELECT
         __t.*,
-        CASE
-            WHEN len(__t.{name}) = len(__query.vector::DOUBLE[])
-                AND list_count(__t.{name}) = len(__t.{name})
-            THEN {metric.duckdb_list_function}(__t.{name}, __query.vector)
-        END AS __distance
+        {distance} AS __distance
     FROM __query, (SELECT * FROM {quote_path(parts)} WHERE {where}) AS __t
     ORDER BY __distance ASC NULLS LAST
     LIMIT {k:d}
@@ -184,10 +181,7 @@ def _distance(target: Target, row: str, query: str) -> str:
     column = target.column
     vector = f"{row}.{quote_identifier(column.name)}"
     if target.dimension is None:
-        return f"""CASE
-            WHEN len({vector}) = len({query}) AND list_count({vector}) = len({vector})
-            THEN {target.metric.duckdb_list_function}({vector}, {query})
-        END"""
+        return _list_distance(target.metric, vector, query)
     array = _array(target)
     function = target.metric.duckdb_array_function
     if column.length is not None:
@@ -196,6 +190,18 @@ def _distance(target: Target, row: str, query: str) -> str:
             WHEN len({vector}) = {target.dimension:d}
                 AND list_count({vector}) = {target.dimension:d}
             THEN {function}({vector}::{array}, {query}::{array})
+        END"""
+
+
+def _list_distance(metric: Metric, vector: str, query: str) -> str:
+    """Return the distance of lists as long as the query and without NULLs, else NULL.
+
+    DuckDB's functions refuse a NULL element in any list of the block that they look
+    at, chosen by the CASE or not: the concatenation copies the chosen ones.
+    """
+    return f"""CASE
+            WHEN len({vector}) = len({query}) AND list_count({vector}) = len({vector})
+            THEN {metric.duckdb_list_function}(list_concat({vector}, []), {query})
         END"""
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import duckdb
 
@@ -37,7 +37,7 @@ from duckvec.tables import (
     read_only,
     unknown_table,
 )
-from duckvec.tracking import Generation
+from duckvec.tracking import UNSEALED, Generation
 
 MAX_K = 16384
 # DuckDB reads files by names with dots and slashes where no table has them.
@@ -105,10 +105,17 @@ def plan_search(
         return exact_text(search)
     generation = _usable_generation(instance, session, state, index, search, params)
     in_own_database = caller.database == table.database
-    if generation is None or (
-        in_own_database and request.transaction <= generation.seal.transaction
-    ):
-        return exact_text(search)  # the caller's snapshot may be older than the build
+    oldest = (
+        generation.seal.transaction
+        if in_own_database and generation is not None
+        else state.catalog_seals.get(caller.database, UNSEALED)
+    )
+    if generation is None or request.transaction <= oldest:
+        # The caller's snapshot may be older than the build; or the table may be another
+        # than the one that the index was built for, with vectors of another length.
+        if not index.fits(table):
+            search = replace(search, dimension=column.length)
+        return exact_text(search)
     built = generation.segments[0].segment.row
     if index.row is not row or (built.index_type, built.metric) != (
         row.index_type,

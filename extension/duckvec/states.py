@@ -109,6 +109,11 @@ class IndexState:
         generation = self.generation
         return generation is not None and generation.table_identity == table.identity
 
+    def fits(self, table: Table) -> bool:
+        """Tell whether any row of this table is known to be in the index."""
+        generation = self.generation
+        return self.is_for(table) and bool(generation and generation.entries)
+
     def use(self, generation: Generation | None) -> None:
         """Make `generation` the one that new plans get; running ones keep theirs."""
         self.previous, self.generation = self.generation, generation
@@ -126,6 +131,8 @@ class DatabaseState:
         kind: its type, "duckdb" for DuckDB's own.
         encrypted: whether it is.
         has_catalog: whether the schema `duckvec` is there.
+        catalog_seals: where this process made the catalog, for each database by name:
+            the number of a transaction that began after that.
         error: why its catalog cannot be used.
         folder: where its artifacts lie, once somebody asked.
         indexes: by catalog key.
@@ -143,6 +150,7 @@ class DatabaseState:
     kind: str
     encrypted: bool
     has_catalog: bool = False
+    catalog_seals: dict[str, int] = field(default_factory=dict)
     error: str | None = None
     folder: Path | None = None
     indexes: dict[tuple[str, str, str], IndexState] = field(default_factory=dict)

@@ -65,7 +65,7 @@ def store(task: Task, instance: Instance, state: DatabaseState, target: Target) 
         finally:
             cursor.close()
         # Who began before this may not see the macro yet.
-        transaction = instance.seal_transaction(task, state)
+        transaction = instance.seal_transaction(task, state.name)
     except BusyError:
         raise
     except duckdb.Error as error:

@@ -178,11 +178,22 @@ class NsgSegment(SegmentIndex):
                 raw, ids = self._index.search(queries, narrow)
         else:
             raw, ids = self._index.search(queries, narrow)
+        _drop_repeated(ids)
         distances = self._metric.distances(raw)
         if self._copies is not None:
             return self._copies.expand(ids, distances, width)
         distances[ids < 0] = np.inf
         return ids, distances
+
+
+def _drop_repeated(ids: NDArray[np.int64]) -> None:
+    """Put -1 for a position that a query has already: faiss repeats some when short."""
+    order = np.argsort(ids, axis=1, kind="stable")
+    ordered = np.take_along_axis(ids, order, axis=1)
+    repeated = np.zeros(ids.shape, dtype=np.bool_)
+    repeated[:, 1:] = ordered[:, 1:] == ordered[:, :-1]
+    if repeated.any():
+        np.put_along_axis(ids, order, np.where(repeated, -1, ordered), axis=1)
 
 
 class Nsg(IndexType):
