@@ -45,6 +45,7 @@ class Faiss:
         self._index: Any = None
         self._refined: Any = None
         faiss.omp_set_num_threads(threads)
+        self._threads = threads
 
     def build(self, vectors: NDArray[np.float32]) -> None:
         """Train where the type needs it, and add."""
@@ -70,6 +71,8 @@ class Faiss:
         self, queries: NDArray[np.float32], k: int, params: Mapping[str, int]
     ) -> NDArray[np.int64]:
         """Search; with "overfetch", fetch so many times k and rescore."""
+        # A single query is slower with more threads, many times so for FLAT.
+        self._faiss.omp_set_num_threads(1 if len(queries) == 1 else self._threads)
         if "nprobe" in params:
             probing = self._faiss.SearchParametersIVF(nprobe=params["nprobe"])
             factor = params.get("overfetch", 1)
@@ -139,7 +142,8 @@ class Hnswlib:
     ) -> NDArray[np.int64]:
         """Search with ef."""
         self._index.set_ef(params["ef"])
-        found = self._index.knn_query(queries, k=k, num_threads=self._threads)[0]
+        threads = 1 if len(queries) == 1 else self._threads
+        found = self._index.knn_query(queries, k=k, num_threads=threads)[0]
         return found.astype(np.int64)
 
 

@@ -38,8 +38,8 @@ NOWHERE = np.iinfo(np.int64).max
 # A compressed type is fetched this many times k before its candidates are rescored.
 OVERFETCH = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 # Seconds that DuckDB takes to join and rescore one candidate, in a batch: what a
-# larger over-fetch is weighed against (measured: 1 to 3 microseconds).
-RESCORE_SECONDS = 2e-6
+# larger over-fetch is weighed against (measured: 4 to 5 microseconds, two threads).
+RESCORE_SECONDS = 4e-6
 
 
 def calibrate(
