@@ -76,10 +76,9 @@ def index_text(
     # The cast refuses a query of another length in DuckDB's words: a check of our own
     # would cost half a millisecond of binding in every search.
     query = f"(SELECT vector::{_array(target)} AS vector FROM __query) AS __q"
-    distance = _distance(target, "__t", "__q.vector")
     # The tail's rows are not joined by their row ids: a hash join whose build side is a
     # union loses rows of the caller's own transaction now and then (DuckDB 2.0.0).
-    text = f"""
+    rows = f"""
 SELECT __t.*, {_distance(target, "__t", "__h.vector")} AS {hidden}
 FROM (
     SELECT
@@ -95,16 +94,21 @@ FROM (
     FROM {query}
 ) AS __h
 JOIN {table.path} AS __t ON __t.rowid = __h.id
-WHERE isfinite({_distance(target, "__t", "__h.vector")})
 UNION ALL
-SELECT __t.*, {distance} AS {hidden}
+SELECT __t.*, {_distance(target, "__t", "__q.vector")} AS {hidden}
 FROM {query}, {table.path} AS __t
-WHERE __t.rowid > {watermark} AND isfinite({distance})
-ORDER BY {hidden} ASC NULLS LAST
-LIMIT {wanted}"""
-    if hidden != "distance":
-        text = f"SELECT * RENAME ({hidden} AS distance)\nFROM (\n{text}\n)"
-    return text
+WHERE __t.rowid > {watermark}"""
+    if target.metric.is_similarity:
+        rows = f"SELECT *\nFROM ({rows}\n)"  # a union is sorted by columns only
+    # What is not finite is sorted last, and taken away here: before the LIMIT, DuckDB
+    # would compute each distance twice.
+    return f"""
+SELECT *{"" if hidden == "distance" else f" RENAME ({hidden} AS distance)"}
+FROM ({rows}
+ORDER BY {_order(target, hidden)}
+LIMIT {wanted}
+)
+WHERE isfinite({hidden})"""
 
 
 def unseen_text(
