@@ -127,8 +127,8 @@ def build_index(
         index.failed = None
         index.use(generation)
         state.indexes[key] = index
-    _store_plan(task, instance, state, row, table)
     remove_files(replaced)
+    _store_plan(task, instance, state, row, table)
     return row
 
 

@@ -153,6 +153,12 @@ def epoch_expression(database: str) -> str:
     return f"(SELECT max(value) FROM {schema_path(database)}.epoch)"
 
 
+def begin(cursor: duckdb.DuckDBPyConnection, database: str) -> None:
+    """Begin a transaction of the database; it may wait for a lock of DuckDB's."""
+    cursor.execute("BEGIN TRANSACTION")
+    cursor.execute(f"FROM {schema_path(database)}.epoch LIMIT 0").fetchall()
+
+
 def advance_epoch(cursor: duckdb.DuckDBPyConnection, database: str) -> int:
     """Write the tiny change that makes open transactions older than the last commit.
 

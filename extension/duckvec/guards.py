@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator
 import duckdb
 
 from duckvec import catalog
+from duckvec.errors import VectorIndexError
 from duckvec.instance import Instance
 from duckvec.keeper import Task
 from duckvec.sizes import parse_bytes
@@ -42,6 +43,9 @@ CHANGED_SECONDS = 0.1
 IDLE_SECONDS = 1.0
 # A database in memory does not tell whether it changed: its guards are renewed by age.
 UNTOLD_SECONDS = 0.25
+# A guard that cannot be armed, or a commit that cannot be made, this long: a FORCE
+# CHECKPOINT may be waiting for it. Longer than any search of ours waits.
+WAITING_SECONDS = 2.0
 # How often a log that grew long under guards is looked at.
 LOG_SECONDS = 1.0
 
@@ -62,11 +66,9 @@ def hold_guard(instance: Instance, session: Session, state: DatabaseState) -> bo
         if guard is not None and guard.changes == changes:
             young = now - guard.begun_at < UNTOLD_SECONDS
             if state.path is not None or young or not guard.armed:
-                guard.used_at = now
+                guard.use(state.commits, state.log_bytes())
                 return guard.armed
-    if guard is not None and guard.changes != changes:
-        # Searches that still run under it began before that change was committed,
-        # and so are transactions that no checkpoint overlooks.
+    if guard is not None and _was_committed_since(state, guard):
         _release(instance, session, state.oid, guard.used_at)
         guard = None
     cursor = session.cursor()
@@ -76,6 +78,7 @@ def hold_guard(instance: Instance, session: Session, state: DatabaseState) -> bo
         cursor.close()
         logger.warning("%s", error)
         return True
+    begun.use(state.commits, state.log_bytes())
     begun.replaces = guard
     with instance.lock:
         session.guards[state.oid] = begun
@@ -84,6 +87,7 @@ def hold_guard(instance: Instance, session: Session, state: DatabaseState) -> bo
 
 def arm(instance: Instance, state: DatabaseState) -> Task:
     """Make the tiny commit that arms new guards, in the armer's thread."""
+    instance.warden.watch(functools.partial(_look_at_guards, instance))
     name = f'guarding the row ids of database "{state.name}"'
     return instance.armer.submit(name, lambda task: _arm(task, instance, state))
 
@@ -152,10 +156,10 @@ def commit_epoch(
     """
     cursor = instance.background_cursor()
     try:
-        task.beginning(state.committing.acquire)
-        try:
+        with contextlib.ExitStack() as stack:
+            task.beginning(lambda: stack.enter_context(state.committing))
             before = state.look_closely()
-            task.beginning(lambda: cursor.execute("BEGIN TRANSACTION"))
+            task.beginning(lambda: catalog.begin(cursor, state.name))
             if change is not None:
                 change(cursor)
             epoch = catalog.advance_epoch(cursor, state.name)
@@ -163,8 +167,6 @@ def commit_epoch(
             state.commits += 1
             if change is None:
                 state.overlook_own_commit(before)
-        finally:
-            state.committing.release()
         return epoch
     finally:
         cursor.close()
@@ -180,7 +182,7 @@ def _arm(task: Task, instance: Instance, state: DatabaseState) -> None:
     if not waiting:
         return
     commit_epoch(task, instance, state)
-    chain = _mark(instance, state, _chain_to_join(instance, state))
+    chain = _mark(instance, state, _chain_to_join)
     for session, guard in waiting:
         with instance.lock:
             replaced, guard.replaces = guard.replaces, None
@@ -189,7 +191,6 @@ def _arm(task: Task, instance: Instance, state: DatabaseState) -> None:
                 guard.used_at = time.monotonic()
         if replaced is not None:
             replaced.close()
-    instance.warden.watch(functools.partial(_look_at_guards, instance))
 
 
 def _chain_to_join(instance: Instance, state: DatabaseState) -> int | None:
@@ -203,7 +204,11 @@ def _chain_to_join(instance: Instance, state: DatabaseState) -> int | None:
     return chain
 
 
-def _mark(instance: Instance, state: DatabaseState, chain: int | None) -> int:
+def _mark(
+    instance: Instance,
+    state: DatabaseState,
+    chain_that_stands: Callable[[Instance, DatabaseState], int | None],
+) -> int:
     """Note how much of the catalog no checkpoint has written yet; return the chain.
 
     Called right after `commit_epoch`, under a guard that is older than that commit: a
@@ -213,8 +218,9 @@ def _mark(instance: Instance, state: DatabaseState, chain: int | None) -> int:
     Args:
         instance: the DuckDB instance.
         state: the database.
-        chain: the chain of a guard that stands; None where there is none, which goes
-            on with the last mark's chain or begins a new one.
+        chain_that_stands: returns the chain of a guard that still stands after the
+            look; None where there is none, which goes on with the last mark's chain
+            or begins a new one.
     """
     sign = state.file_sign()
     cursor = instance.background_cursor()
@@ -222,6 +228,7 @@ def _mark(instance: Instance, state: DatabaseState, chain: int | None) -> int:
         fresh = catalog.count_fresh_epochs(cursor, state.name)
         commits = state.commits
     last = state.mark
+    chain = chain_that_stands(instance, state)
     if chain is None and last is not None and last.leads_to(commits, fresh):
         chain = last.chain
     if chain is None:
@@ -244,9 +251,11 @@ def _look_at_guards(instance: Instance) -> float | None:
     left = False
     for session, oid in held:
         state, guard = instance.databases.get(oid), session.guards.get(oid)
+        now = time.monotonic()
         if guard is None:
             continue
-        if state is None or not session.open:
+        late = not guard.armed and now - guard.begun_at > WAITING_SECONDS
+        if state is None or late or not session.open:
             _release(instance, session, oid, guard.used_at)
         elif not (guard.armed and _is_over(instance, session, state, guard)):
             left = True
@@ -259,30 +268,49 @@ def _is_over(
     instance: Instance, session: Session, state: DatabaseState, guard: Guard
 ) -> bool:
     """End a guard that is not needed any more; return whether it is ended."""
-    used_at = guard.used_at
-    idle = time.monotonic() - used_at
+    used_at, now = guard.used_at, time.monotonic()
+    idle = now - used_at
     if guard.pins:
         return False
-    if state.look() != guard.changes:
+    if state.look() != guard.changes and _was_committed_since(state, guard):
         marked = state.mark is None or state.mark.file_sign == state.file_sign()
         if idle < (CHANGED_SECONDS if marked else IDLE_SECONDS):
             return False
-    elif idle < IDLE_SECONDS or instance.keeper.pending():
+        return _release(instance, session, state.oid, used_at)
+    if idle < IDLE_SECONDS or instance.keeper.pending():
         return False
-    else:
-        # A search that still runs is safe without the guard once a commit followed its
-        # begin.
-        ending = guard.ending
-        if ending is None or ending[0] != used_at:
-            name = f'ending a guard of database "{state.name}"'
-            task = instance.armer.submit(
-                name, lambda task: commit_epoch(task, instance, state)
-            )
-            guard.ending = (used_at, task)
-            return False
-        if not ending[1].done:
-            return False
+    if guard.ending != used_at:
+        guard.ending, guard.ending_since = used_at, now
+        name = f'ending a guard of database "{state.name}"'
+        instance.armer.submit(
+            name, lambda task: _follow(task, instance, state, guard, used_at)
+        )
+        return False
+    # What keeps that commit waiting may be a FORCE CHECKPOINT that waits for the guard.
+    if guard.followed != used_at and now - guard.ending_since < WAITING_SECONDS:
+        return False
     return _release(instance, session, state.oid, used_at)
+
+
+def _was_committed_since(state: DatabaseState, guard: Guard) -> bool:
+    """Tell whether a commit surely came after the last search under a guard began.
+
+    Then all searches under it are transactions that no checkpoint overlooks. A change
+    of the file alone may be a checkpoint, or what a bulk load writes ahead.
+    """
+    return state.commits > guard.commits_at_use or state.log_bytes() > guard.log_at_use
+
+
+def _follow(
+    task: Task, instance: Instance, state: DatabaseState, guard: Guard, used_at: float
+) -> None:
+    """Commit after all searches that rely on a guard began, so that it may end."""
+    try:
+        commit_epoch(task, instance, state)
+    except (duckdb.Error, VectorIndexError) as error:  # detached, or closed meanwhile
+        logger.debug("no commit before the end of a guard: %s", error)
+        return
+    guard.followed = used_at
 
 
 def _keep_mark_and_log(instance: Instance, state: DatabaseState, guard: Guard) -> None:
@@ -309,19 +337,10 @@ def _submit_once(
 
 
 def _mark_anew(task: Task, instance: Instance, state: DatabaseState) -> None:
-    mark, sign = state.mark, state.file_sign()
-    chain = standing_chain(instance, state)
-    if mark is None or chain is None or mark.chain != chain:
+    if standing_chain(instance, state) is None:
         return
-    cursor = instance.background_cursor()
-    with state.committing, read_only(cursor):
-        fresh = catalog.count_fresh_epochs(cursor, state.name)
-        if mark.leads_to(state.commits, fresh):  # the file was written, that is all
-            state.mark = Mark(chain, state.commits, fresh, sign)
-            return
     commit_epoch(task, instance, state)
-    if standing_chain(instance, state) == chain:
-        _mark(instance, state, chain)
+    _mark(instance, state, standing_chain)
 
 
 def _checkpoint_a_long_log(
@@ -350,5 +369,8 @@ def _release(instance: Instance, session: Session, oid: int, used_at: float) -> 
         if guard is None or guard.pins or guard.used_at != used_at:
             return guard is None
         del session.guards[oid]
-    guard.close()
+    try:
+        guard.close()
+    except duckdb.Error as error:
+        logger.debug("a guard was closed with its connection: %s", error)
     return True

@@ -263,7 +263,7 @@ class Instance:
 
     def close(self) -> None:
         """Stop the background work and let go of everything, at the process's end."""
-        for thread in (self.keeper, self.armer, self.warden):
+        for thread in (self.warden, self.keeper, self.armer):
             thread.stop(timeout=10)
         with self.lock:
             for number in list(self.sessions):
@@ -284,7 +284,8 @@ class Instance:
             except duckdb.Error:
                 logger.debug("a guard was closed with its connection")
         with self.lock:
-            if not self.sessions and not self.keeper.pending():
+            busy = self.keeper.pending() or self.armer.pending()
+            if not self.sessions and not busy:
                 self._release()
 
     def _release(self) -> None:

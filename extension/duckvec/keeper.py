@@ -137,8 +137,12 @@ class Keeper:
         """Queue a piece of work, and start the thread where none runs."""
         task = Task(name, work)
         with self._lock:
-            self._queue.append(task)
-            self._start()
+            if not self._stopping:
+                self._queue.append(task)
+                self._start()
+                return task
+        task.cancel()
+        task.run()
         return task
 
     def watch(self, look: Callable[[], float | None]) -> None:
@@ -148,8 +152,9 @@ class Keeper:
             look: returns the seconds until it wants to be called again, None for never.
         """
         with self._lock:
-            self._look = look
-            self._start()
+            if not self._stopping:
+                self._look = look
+                self._start()
 
     def pending(self) -> list[Task]:
         """Return the task that runs and those that wait for it."""
@@ -194,7 +199,7 @@ class Keeper:
             seconds = look()
         except Exception:
             logger.exception("looking after the database failed")
-            seconds = None
+            seconds = 1.0
         if seconds is not None:
             self._wake.wait(seconds)
             return

@@ -136,8 +136,12 @@ def plan_search(
         "wanted": f"{k:d}",
     }
     if not in_own_database:
-        # Numbers of transactions cannot be compared: the epoch that the caller's
+        # The caller's transaction begins there when the text is bound: the guard must
+        # still stand. Numbers of transactions cannot be compared: the epoch that the
         # snapshot sees tells its age.
+        held = hold_guard(instance, session, state)
+        if not held or not _good_for(generation, chain_of(session, state), table):
+            return exact_text(search)
         values["seen_epoch"] = catalog.epoch_expression(state.name)
         return index_text(search, **values)
     return stored_text(instance, search, request.transaction, **values) or index_text(

@@ -208,7 +208,8 @@ class DatabaseState:
         usual = self._commit_bytes is not None and (
             abs(added - self._commit_bytes) <= COMMIT_SLACK_BYTES
         )
-        if usual or added == self._last_added:
+        smaller = self._commit_bytes is None or added < self._commit_bytes
+        if usual or (smaller and added == self._last_added):
             self._commit_bytes = added
         self._last_added = added
         if usual and self._sign == before and after[0] == before[0]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import duckdb
 
-from duckvec.errors import BusyError
+from duckvec.errors import VectorIndexError
 from duckvec.instance import Instance
 from duckvec.keeper import Task
 from duckvec.plan_text import Target, index_text
@@ -66,9 +66,7 @@ def store(task: Task, instance: Instance, state: DatabaseState, target: Target) 
             cursor.close()
         # Who began before this may not see the macro yet.
         transaction = instance.seal_transaction(task, state.name)
-    except BusyError:
-        raise
-    except duckdb.Error as error:
+    except (duckdb.Error, VectorIndexError) as error:
         logger.debug("a plan is not stored: %s", error)
         return
     with instance.lock:

@@ -27,7 +27,6 @@ import duckdb
 import numpy as np
 from numpy.typing import NDArray
 
-from duckvec.keeper import Task
 from duckvec.segments import Segment
 
 READ_ONLY_CHAIN = 0
@@ -144,9 +143,13 @@ class Guard:
         changes: how often others had changed the database when it began.
         begun_at: when that was, on the monotonic clock.
         used_at: when a search last relied on it.
+        commits_at_use: how many epochs this process had committed then.
+        log_at_use: bytes of the database's log then.
         replaces: the guard that stands until this one is armed.
         pins: how many long calls need it to stand, whoever writes.
-        ending: the commit after which it may end, and `used_at` of that time.
+        ending: `used_at` when a commit was asked for, after which it may end.
+        ending_since: when that was.
+        followed: `used_at` that such a commit followed.
     """
 
     def __init__(
@@ -159,7 +162,8 @@ class Guard:
         self.begun_at = self.used_at = time.monotonic()
         self.replaces: Guard | None = None
         self.pins = 0
-        self.ending: tuple[float, Task] | None = None
+        self.commits_at_use = self.log_at_use = 0
+        self.ending = self.ending_since = self.followed = 0.0
         cursor.execute("BEGIN TRANSACTION READ ONLY")
         cursor.execute(f"FROM {epoch_table} LIMIT 0").fetchall()
 
@@ -168,12 +172,19 @@ class Guard:
         """Whether a commit came after its begin, so that it guards."""
         return self.chain is not None
 
+    def use(self, commits: int, log_bytes: int) -> None:
+        """Note that a search begins to rely on it."""
+        self.used_at = time.monotonic()
+        self.commits_at_use, self.log_at_use = commits, log_bytes
+
     def close(self) -> None:
         """End the transaction, and that of the guard it was to replace."""
         self.chain = None
-        self._cursor.close()
-        if self.replaces is not None:
-            self.replaces.close()
+        try:
+            self._cursor.close()
+        finally:
+            if self.replaces is not None:
+                self.replaces.close()
 
 
 def live_segment(segment: Segment, rowids: NDArray[np.int64]) -> LiveSegment:
