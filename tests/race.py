@@ -65,7 +65,7 @@ class Plan:
         hang_seconds: after how long without progress a thread hangs.
         forced: whether writers force checkpoints, and then update nothing: a forced
             checkpoint waits for every transaction that is older than an update or a
-            definition, and so for the guard, for ever.
+            definition.
     """
 
     seconds: float

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import duckdb
 
@@ -32,7 +32,9 @@ MINIMUM_SEGMENT_ROWS = 4096
 def prepare(instance: Instance, state: DatabaseState) -> Task:
     """Prove the indexes of a database whose guards are armed, in the background."""
     name = f'opening the indexes of database "{state.name}"'
-    return _once(instance, name, lambda task: _prepare(task, instance, state))
+    return instance.keeper.submit_once(
+        name, lambda task: _prepare(task, instance, state)
+    )
 
 
 @contextlib.contextmanager
@@ -62,7 +64,7 @@ def refresh(
         with _recording(index):
             builder.refresh_index(task, instance, state, index, table)
 
-    return _once(instance, name, work)
+    return instance.keeper.submit_once(name, work)
 
 
 def seal_tails(instance: Instance) -> Task:
@@ -80,7 +82,7 @@ def seal_tails(instance: Instance) -> Task:
                 with _recording(index):
                     _seal_tail(task, instance, state, index)
 
-    return _once(instance, "indexing new rows", work)
+    return instance.keeper.submit_once("indexing new rows", work)
 
 
 def locate(instance: Instance, state: DatabaseState, index: IndexState) -> Table | None:
@@ -169,10 +171,3 @@ def wait_briefly(task: Task) -> bool:
     except (VectorIndexError, duckdb.Error, OSError, TimeoutError) as error:
         logger.debug("%s", error)
     return task.done
-
-
-def _once(instance: Instance, name: str, work: Callable[[Task], None]) -> Task:
-    for task in instance.keeper.pending():
-        if task.name == name and not task.done:
-            return task
-    return instance.keeper.submit(name, work)

@@ -317,23 +317,18 @@ def _keep_mark_and_log(instance: Instance, state: DatabaseState, guard: Guard) -
     """After a checkpoint under a guard, mark anew; checkpoint a log grown too long."""
     mark = state.mark
     if mark is not None and mark.file_sign != state.file_sign():
-        _submit_once(instance, state, _mark_anew, "marking")
+        instance.armer.submit_once(
+            f'marking database "{state.name}"',
+            lambda task: _mark_anew(task, instance, state),
+        )
     now = time.monotonic()
     if guard.changes == state.changes and now - state.log_looked_at > LOG_SECONDS:
         state.log_looked_at = now
         if state.log_bytes():
-            _submit_once(instance, state, _checkpoint_a_long_log, "checkpointing")
-
-
-def _submit_once(
-    instance: Instance,
-    state: DatabaseState,
-    work: Callable[[Task, Instance, DatabaseState], None],
-    verb: str,
-) -> None:
-    name = f'{verb} database "{state.name}"'
-    if all(task.name != name for task in instance.armer.pending()):
-        instance.armer.submit(name, lambda task: work(task, instance, state))
+            instance.armer.submit_once(
+                f'checkpointing database "{state.name}"',
+                lambda task: _checkpoint_a_long_log(task, instance, state),
+            )
 
 
 def _mark_anew(task: Task, instance: Instance, state: DatabaseState) -> None:

@@ -145,6 +145,13 @@ class Keeper:
         task.run()
         return task
 
+    def submit_once(self, name: str, work: Callable[[Task], Any]) -> Task:
+        """Return the task of that name that is not done yet, or queue the work."""
+        for task in self.pending():
+            if task.name == name and not task.done:
+                return task
+        return self.submit(name, work)
+
     def watch(self, look: Callable[[], float | None]) -> None:
         """Call `look` now and then, between tasks, as long as it wants to.
 
