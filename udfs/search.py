@@ -11,6 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from duckvec.errors import ArtifactError, QueryError, VectorIndexError
+from duckvec.guards import await_arming
 from duckvec.instance import find_session
 from duckvec.metrics import METRICS
 from duckvec.planner import Request, plan_search
@@ -113,7 +114,8 @@ def _find(
     visible_rows: pa.ChunkedArray,
     seen_epoch: pa.ChunkedArray,
 ) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
-    instance, _ = find_session(order["session"])
+    instance, session = find_session(order["session"])
+    await_arming(session)
     found = instance.generation(order["generation"])
     if found is not None and seen_epoch[0].as_py() >= found[0].seal.epoch:
         generation, index = found

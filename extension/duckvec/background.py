@@ -23,8 +23,6 @@ from duckvec.tables import Caller, Table, databases, find_table, has_column, rea
 
 logger = logging.getLogger("duckvec")
 
-# How long a search waits for short work of its own making.
-BRIEF_SECONDS = 0.5
 # Fewer new rows than this stay in the tail: scanning them costs less than a segment.
 MINIMUM_SEGMENT_ROWS = 4096
 
@@ -158,16 +156,3 @@ def _recording(index: IndexState) -> Iterator[None]:
     except (VectorIndexError, duckdb.Error, OSError) as error:
         index.last_error = str(error)
         logger.warning("%s", error)
-
-
-def wait_briefly(task: Task) -> bool:
-    """Wait for a task inside a call of the user's; return whether it has ended.
-
-    Most work is short, and then over before the call returns, so that nothing of ours
-    keeps the file open when the connection is closed next. Long work goes on.
-    """
-    try:
-        task.wait(BRIEF_SECONDS)
-    except (VectorIndexError, duckdb.Error, OSError, TimeoutError) as error:
-        logger.debug("%s", error)
-    return task.done

@@ -159,19 +159,31 @@ def begin(cursor: duckdb.DuckDBPyConnection, database: str) -> None:
     cursor.execute(f"FROM {schema_path(database)}.epoch LIMIT 0").fetchall()
 
 
-def advance_epoch(cursor: duckdb.DuckDBPyConnection, database: str) -> int:
-    """Write the tiny change that makes open transactions older than the last commit.
+def insert_epoch(cursor: duckdb.DuckDBPyConnection, database: str, epoch: int) -> None:
+    """Write an epoch: once committed, it makes open transactions older than that.
 
-    Returns:
-        The new epoch, which a snapshot sees once the cursor's transaction committed.
+    As a transaction of its own, it may have to wait for a lock of DuckDB's.
     """
-    table = f"{schema_path(database)}.epoch"
     cursor.execute(
-        f"INSERT INTO {table} SELECT max(value) + 1, max(catalog_version) FROM {table}"
+        f"INSERT INTO {schema_path(database)}.epoch VALUES ($epoch, $version)",
+        {"epoch": epoch, "version": CATALOG_VERSION},
     )
-    epoch = cursor.execute(f"SELECT max(value) FROM {table}").fetchall()[0][0]
-    cursor.execute(f"DELETE FROM {table} WHERE value < $epoch", {"epoch": epoch})
-    return int(epoch)
+
+
+def last_epoch(cursor: duckdb.DuckDBPyConnection, database: str) -> int:
+    """Return the epoch that was committed last."""
+    found = cursor.execute(f"SELECT {epoch_expression(database)}").fetchall()
+    return int(found[0][0])
+
+
+def delete_epochs(
+    cursor: duckdb.DuckDBPyConnection, database: str, before: int
+) -> None:
+    """Delete the epochs before one: only the highest counts."""
+    cursor.execute(
+        f"DELETE FROM {schema_path(database)}.epoch WHERE value < $before",
+        {"before": before},
+    )
 
 
 def count_fresh_epochs(cursor: duckdb.DuckDBPyConnection, database: str) -> int:

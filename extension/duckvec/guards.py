@@ -46,20 +46,27 @@ UNTOLD_SECONDS = 0.25
 # A guard that cannot be armed, or a commit that cannot be made, this long: a FORCE
 # CHECKPOINT may be waiting for it. Longer than any search of ours waits.
 WAITING_SECONDS = 2.0
+# Old epochs are deleted with every so manieth commit of one: what is only an insert is
+# known again by the length that it adds to the log.
+EPOCHS_KEPT = 256
 # How often a log that grew long under guards is looked at.
 LOG_SECONDS = 1.0
 
 
-def hold_guard(instance: Instance, session: Session, state: DatabaseState) -> bool:
+def hold_guard(
+    instance: Instance, session: Session, state: DatabaseState
+) -> Task | None:
     """See to it that the session has a guard younger than the last change of others.
 
-    Called only inside a call that the user makes on the session's connection.
+    Called only inside a call that the user makes on the session's connection. The guard
+    that is replaced stands until the new one is armed; `chain_of` tells whether one of
+    them guards by now.
 
     Returns:
-        Whether it guards already; a new guard does once it is armed.
+        The task that arms the guard; None where that is over.
     """
     if state.read_only or not state.has_catalog:
-        return True
+        return None
     now, changes = time.monotonic(), state.look()
     with instance.lock:
         guard = session.guards.get(state.oid)
@@ -67,29 +74,33 @@ def hold_guard(instance: Instance, session: Session, state: DatabaseState) -> bo
             young = now - guard.begun_at < UNTOLD_SECONDS
             if state.path is not None or young or not guard.armed:
                 guard.use(state.commits, state.log_bytes())
-                return guard.armed
-    if guard is not None and _was_committed_since(state, guard):
-        _release(instance, session, state.oid, guard.used_at)
-        guard = None
+                return None if guard.armed else guard.arming
     cursor = session.cursor()
     try:
         begun = Guard(cursor, f"{catalog.schema_path(state.name)}.epoch", changes)
     except duckdb.Error as error:  # the catalog was dropped, say
         cursor.close()
         logger.warning("%s", error)
-        return True
+        return None
     begun.use(state.commits, state.log_bytes())
     begun.replaces = guard
     with instance.lock:
         session.guards[state.oid] = begun
-    return False
-
-
-def arm(instance: Instance, state: DatabaseState) -> Task:
-    """Make the tiny commit that arms new guards, in the armer's thread."""
     instance.warden.watch(functools.partial(_look_at_guards, instance))
     name = f'guarding the row ids of database "{state.name}"'
-    return instance.armer.submit(name, lambda task: _arm(task, instance, state))
+    begun.arming = instance.armer.submit(name, lambda task: _arm(task, instance, state))
+    return begun.arming
+
+
+def await_arming(session: Session) -> None:
+    """Wait a moment for the guards that searches of the session began.
+
+    Then the tiny commit came after the caller's transaction began, which so is one that
+    no checkpoint overlooks, and the guards that were replaced are in nobody's way.
+    """
+    for guard in list(session.guards.values()):
+        if not guard.armed and guard.arming is not None:
+            guard.arming.wait_briefly()
 
 
 @contextlib.contextmanager
@@ -97,8 +108,9 @@ def pinned(
     instance: Instance, session: Session, state: DatabaseState
 ) -> Iterator[None]:
     """Hold the session's guard for the length of a long call of the user's on it."""
-    if not hold_guard(instance, session, state):
-        arm(instance, state).wait()
+    arming = hold_guard(instance, session, state)
+    if arming is not None:
+        arming.wait()
     with instance.lock:
         guard = session.guards.get(state.oid)
         if guard is not None:
@@ -117,6 +129,8 @@ def chain_of(session: Session, state: DatabaseState) -> int | None:
     if state.read_only:
         return READ_ONLY_CHAIN
     guard = session.guards.get(state.oid)
+    while guard is not None and guard.chain is None:
+        guard = guard.replaces
     return None if guard is None else guard.chain
 
 
@@ -159,14 +173,22 @@ def commit_epoch(
         with contextlib.ExitStack() as stack:
             task.beginning(lambda: stack.enter_context(state.committing))
             before = state.look_closely()
-            task.beginning(lambda: catalog.begin(cursor, state.name))
-            if change is not None:
-                change(cursor)
-            epoch = catalog.advance_epoch(cursor, state.name)
-            cursor.execute("COMMIT")
-            state.commits += 1
-            if change is None:
+            known, state.epoch = state.epoch, None  # unless this succeeds
+            last = catalog.last_epoch(cursor, state.name) if known is None else known
+            epoch = last + 1
+            if change is None and epoch % EPOCHS_KEPT:
+                insert = functools.partial(catalog.insert_epoch, cursor, state.name)
+                task.beginning(lambda: insert(epoch))
                 state.overlook_own_commit(before)
+            else:
+                task.beginning(lambda: catalog.begin(cursor, state.name))
+                if change is not None:
+                    change(cursor)
+                catalog.insert_epoch(cursor, state.name, epoch)
+                catalog.delete_epochs(cursor, state.name, epoch)
+                cursor.execute("COMMIT")
+            state.epoch = epoch
+            state.commits += 1
         return epoch
     finally:
         cursor.close()
@@ -182,26 +204,17 @@ def _arm(task: Task, instance: Instance, state: DatabaseState) -> None:
     if not waiting:
         return
     commit_epoch(task, instance, state)
-    chain = _mark(instance, state, _chain_to_join)
+    chain = standing_chain(instance, state)
+    if chain is None or state.mark is None or state.mark.chain != chain:
+        chain = _mark(instance, state, standing_chain)
     for session, guard in waiting:
         with instance.lock:
-            replaced, guard.replaces = guard.replaces, None
             if session.guards.get(state.oid) is guard:
                 guard.chain = chain
                 guard.used_at = time.monotonic()
+            replaced, guard.replaces = guard.replaces, None
         if replaced is not None:
             replaced.close()
-
-
-def _chain_to_join(instance: Instance, state: DatabaseState) -> int | None:
-    """Return the chain of a guard that stands, those to be replaced among them."""
-    chain = standing_chain(instance, state)
-    for session in list(instance.sessions.values()):
-        guard = session.guards.get(state.oid)
-        old = guard.replaces if guard else None
-        if chain is None and old is not None and session.open:
-            chain = old.chain
-    return chain
 
 
 def _mark(

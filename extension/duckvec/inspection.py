@@ -155,7 +155,7 @@ def _status(
         if error := segment.check():
             return "broken", error, 1.0
     if index.segments and not index.is_for(table):
-        background.wait_briefly(background.prepare(instance, state))
+        background.prepare(instance, state).wait_briefly()
         for segment in index.segments:
             if error := segment.check():
                 return "broken", error, 1.0

@@ -36,7 +36,6 @@ logger = logging.getLogger("duckvec")
 _instances: dict[int, Instance] = {}
 
 LOOKUP_SECONDS = 1.0
-SETTLED_SECONDS = 2.0
 
 _DATABASE = """
 SELECT path, readonly, type, encrypted
@@ -199,9 +198,8 @@ class Instance:
         """
         if sign is None or table.database != caller.database:
             return
-        newest = max(changed for _, changed in sign) / 1e9
-        if time.time() - newest < SETTLED_SECONDS:
-            return  # a commit may be on disk and not visible yet
+        if not state.settled(sign):
+            return
         key = (collection, caller.database, caller.schema, caller.search_path)
         if len(self._lookups) > 1000:
             self._lookups.clear()

@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import duckdb
+
 from duckvec.errors import BusyError, ClosedError, VectorIndexError
 
 logger = logging.getLogger("duckvec")
@@ -17,6 +19,8 @@ logger = logging.getLogger("duckvec")
 # FORCE CHECKPOINT holds while it waits for writers, the caller perhaps among them.
 BEGIN_TIMEOUT_SECONDS = 10.0
 POLL_SECONDS = 0.05
+# How long a search waits for short work of its own making.
+BRIEF_SECONDS = 0.5
 
 
 class Task:
@@ -96,6 +100,18 @@ class Task:
         if self._error is not None:
             raise self._error
         return self._result
+
+    def wait_briefly(self) -> bool:
+        """Wait a moment inside a call of the user's; return whether the work is done.
+
+        Most work is short, and then over before the call returns, so that nothing of
+        ours keeps the file open when the connection is closed next. Long work goes on.
+        """
+        try:
+            self.wait(BRIEF_SECONDS)
+        except (VectorIndexError, duckdb.Error, OSError, TimeoutError) as error:
+            logger.debug("%s", error)
+        return self.done
 
     def run(self) -> None:
         """Do the work; only the keeper's thread calls this."""

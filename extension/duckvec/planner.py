@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -20,7 +21,7 @@ from duckvec.errors import (
     shorten,
 )
 from duckvec.filters import check_filter
-from duckvec.guards import arm, chain_of, hold_guard
+from duckvec.guards import chain_of, hold_guard
 from duckvec.index_types import get_index_type
 from duckvec.instance import Instance
 from duckvec.metrics import METRICS, Metric, parse_metric
@@ -46,6 +47,8 @@ _PLAIN_NAME = re.compile(r"[\w $-]+")
 # until the background has looked again.
 REFRESH_SHARE = 0.05
 REFRESH_ROWS = 64
+# They are counted again after a change, but no sooner than this.
+SURPLUS_SECONDS = 0.25
 
 
 @dataclass(frozen=True)
@@ -139,8 +142,8 @@ def plan_search(
         # The caller's transaction begins there when the text is bound: the guard must
         # still stand. Numbers of transactions cannot be compared: the epoch that the
         # snapshot sees tells its age.
-        held = hold_guard(instance, session, state)
-        if not held or not _good_for(generation, chain_of(session, state), table):
+        hold_guard(instance, session, state)
+        if not _good_for(generation, chain_of(session, state), table):
             return exact_text(search)
         values["seen_epoch"] = catalog.epoch_expression(state.name)
         return index_text(search, **values)
@@ -201,13 +204,15 @@ def _usable_generation(
     kind = get_index_type(index.row.index_type)
     if kind.compressed and kind.exhaustive(params, index.row.params):
         return None
-    if not hold_guard(instance, session, state):
-        background.wait_briefly(arm(instance, state))
+    arming = hold_guard(instance, session, state)
     chain = chain_of(session, state)
+    if chain is None and arming is not None:
+        arming.wait_briefly()
+        chain = chain_of(session, state)
     if not _good_for(index.generation, chain, table):
         if chain is None or index.failed == (chain, table.identity):
             return None
-        background.wait_briefly(background.prepare(instance, state))
+        background.prepare(instance, state).wait_briefly()
         chain = chain_of(session, state)
     generation = index.generation
     if generation is None or not _good_for(generation, chain, table):
@@ -244,18 +249,19 @@ def _too_many_gone(
     table: Table,
 ) -> bool:
     """Tell whether so many indexed rows are gone that searches drag them along."""
-    sign = state.change_sign()
-    if sign is None or sign != index.surplus_sign:
+    sign, now = state.change_sign(), time.monotonic()
+    changed = sign is None or sign != index.surplus_sign
+    if changed and now - index.surplus_at > SURPLUS_SECONDS:
         with read_only(session.cursor()) as cursor:
             found = cursor.execute(
                 f"SELECT count(*) FROM {table.path} "
                 f"WHERE rowid <= {generation.watermark:d}"
             ).fetchall()
         index.surplus = generation.covered_rows - int(found[0][0])
-        index.surplus_sign = sign
+        index.surplus_sign, index.surplus_at = sign, now
     if index.surplus <= max(REFRESH_ROWS, REFRESH_SHARE * generation.covered_rows):
         return False
-    background.wait_briefly(background.refresh(instance, state, index, table))
+    background.refresh(instance, state, index, table).wait_briefly()
     return True
 
 

@@ -27,6 +27,7 @@ import duckdb
 import numpy as np
 from numpy.typing import NDArray
 
+from duckvec.keeper import Task
 from duckvec.segments import Segment
 
 READ_ONLY_CHAIN = 0
@@ -147,6 +148,7 @@ class Guard:
         log_at_use: bytes of the database's log then.
         replaces: the guard that stands until this one is armed.
         pins: how many long calls need it to stand, whoever writes.
+        arming: the task that arms it.
         ending: `used_at` when a commit was asked for, after which it may end.
         ending_since: when that was.
         followed: `used_at` that such a commit followed.
@@ -161,6 +163,7 @@ class Guard:
         self.changes = changes
         self.begun_at = self.used_at = time.monotonic()
         self.replaces: Guard | None = None
+        self.arming: Task | None = None
         self.pins = 0
         self.commits_at_use = self.log_at_use = 0
         self.ending = self.ending_since = self.followed = 0.0
