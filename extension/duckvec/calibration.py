@@ -28,7 +28,7 @@ from duckvec.metrics import Metric, normalize_rows
 # Above the recall of 0.95 that is wanted for new queries, by the noise of a sample.
 TARGET_RECALL = 0.96
 SAMPLE = 100  # of each kind
-SEARCHED = 64  # of each kind, where only searches tell what a setting finds
+SEARCHED = 40  # of each kind, where only searches tell what a setting finds
 K = 10
 BLOCK_ROWS = 2048
 SMALL_BLOCK_ROWS = 256
@@ -37,6 +37,7 @@ MOST_TRIED = 3
 NOWHERE = np.iinfo(np.int64).max
 # A compressed type is fetched this many times k before its candidates are rescored.
 OVERFETCH = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+OVERFETCH_STEPS = (4, 16, 64)
 # Seconds that DuckDB takes to join and rescore one candidate, in a batch: what a
 # larger over-fetch is weighed against (measured: 4 to 5 microseconds, two threads).
 RESCORE_SECONDS = 4e-6
@@ -68,13 +69,14 @@ def calibrate(
     rows = len(vectors)
     k = min(K, rows - 1)
     grid = index_type.search_grid(params, rows, K)
-    factors = OVERFETCH if index_type.compressed else (1,)
-    if k < 1 or not grid or (len(grid) == 1 and len(factors) == 1):
+    if k < 1 or not grid or (len(grid) == 1 and not index_type.compressed):
         return dict(grid[0] if grid else index_type.default_search_params(params, rows))
     sample = _draw(vectors, metric, k)
 
-    def places(queries: _Sample, setting: Mapping[str, int]) -> NDArray[np.int64]:
-        width = min(K * factors[-1] + 1, rows)
+    def places(
+        queries: _Sample, setting: Mapping[str, int], factor: int = 1
+    ) -> NDArray[np.int64]:
+        width = min(K * factor + 1, rows)
         own = index_type.clamp_search_params(setting, params, width)
         hits = index.search(queries.queries, width, own, threads=threads)
         return queries.places(hits.positions)
@@ -92,7 +94,7 @@ def calibrate(
             len(grid) - 1,
         )
     if index_type.compressed:
-        return _with_overfetch(sample, grid[low:], factors, places)
+        return _with_overfetch(sample, grid[low:], places)
     if known is not None:
         return dict(grid[low])
     kinds = sample.kinds(SEARCHED)
@@ -136,8 +138,8 @@ class _Sample:
         return places
 
 
-_Places = Callable[[_Sample, Mapping[str, int]], NDArray[np.int64]]
-"""Searches a sample's queries with a setting, and returns its places."""
+_Places = Callable[..., NDArray[np.int64]]
+"""Searches a sample's queries with a setting and an over-fetch; returns its places."""
 
 
 def _first(sample: _Sample, grid: Sequence[Mapping[str, int]], places: _Places) -> int:
@@ -165,10 +167,7 @@ def _first(sample: _Sample, grid: Sequence[Mapping[str, int]], places: _Places) 
 
 
 def _with_overfetch(
-    sample: _Sample,
-    grid: Sequence[Mapping[str, int]],
-    factors: Sequence[int],
-    places: _Places,
+    sample: _Sample, grid: Sequence[Mapping[str, int]], places: _Places
 ) -> dict[str, int]:
     """Return the first setting that finds enough, with its smallest over-fetch.
 
@@ -179,15 +178,7 @@ def _with_overfetch(
     cost = np.inf
     tried = 0
     for setting in grid:
-        started = time.perf_counter()
-        place = places(sample, setting)
-        seconds = (time.perf_counter() - started) / len(place)
-        enough = (
-            factor
-            for factor in factors
-            if sample.recall(place < K * factor) >= TARGET_RECALL
-        )
-        factor = next(enough, None)
+        factor, seconds = _smallest_overfetch(sample, setting, places)
         if factor is not None:
             rescoring = K * factor * RESCORE_SECONDS
             if seconds + rescoring < cost:
@@ -196,7 +187,25 @@ def _with_overfetch(
             tried += 1
             if tried == MOST_TRIED or rescoring < seconds / 2:
                 break
-    return best or {**grid[-1], "overfetch": factors[-1]}
+    return best or {**grid[-1], "overfetch": OVERFETCH[-1]}
+
+
+def _smallest_overfetch(
+    sample: _Sample, setting: Mapping[str, int], places: _Places
+) -> tuple[int | None, float]:
+    """Return the over-fetch that finds enough, if any, and seconds for one query.
+
+    Few candidates are fetched first: long lists of them take most of the time.
+    """
+    seconds = 0.0
+    for most in OVERFETCH_STEPS:
+        started = time.perf_counter()
+        place = places(sample, setting, most)
+        seconds = (time.perf_counter() - started) / len(place)
+        for factor in OVERFETCH:
+            if factor <= most and sample.recall(place < K * factor) >= TARGET_RECALL:
+                return factor, seconds
+    return None, seconds
 
 
 def _draw(vectors: NDArray[np.float32], metric: Metric, k: int) -> _Sample:
