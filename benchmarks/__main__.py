@@ -19,6 +19,7 @@ import duckdb
 
 from benchmarks import report
 from benchmarks.builds import run_build
+from benchmarks.changes import measure_changes
 from benchmarks.data import (
     REPOSITORY,
     Dataset,
@@ -112,6 +113,9 @@ def _measure(
             f"{found['sql_recall']:.3f}",
             flush=True,
         )
+    if options.changes:
+        (folder / "changes").mkdir()
+        results["changes"] = measure_changes(folder / "changes")
     results["seconds"] = time.perf_counter() - started
     return results
 
@@ -202,7 +206,13 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--dim", type=int, default=128, help="their length (128)")
     parser.add_argument(
-        "--types", nargs="+", default=TYPES, type=str.upper, choices=TYPES
+        "--types", nargs="*", default=TYPES, type=str.upper, choices=TYPES
+    )
+    parser.add_argument(
+        "--changes",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="measure searches and writes while a table changes, too",
     )
     parser.add_argument("--rounds", type=int, default=8, help="turns of searches (8)")
     parser.add_argument("--build-rounds", type=int, default=5, help="most builds (5)")
