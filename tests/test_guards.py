@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import numpy as np
@@ -185,6 +186,40 @@ def test_guards_of_many_sessions_do_not_chase_each_other(
         check(con, vectors)
         check(other, vectors)
     assert state_of(con).commits - commits <= 1
+
+
+def test_a_search_is_planned_under_the_guard_that_it_replaces(
+    con: duckdb.DuckDBPyConnection, vectors: Vectors, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check(con, vectors)
+    con.execute(IN_PLACE)
+    let_go, arm = threading.Event(), guards._arm
+
+    def arm_late(*arguments: Any) -> None:
+        let_go.wait(10)
+        arm(*arguments)
+
+    monkeypatch.setattr(guards, "_arm", arm_late)
+    plan = "EXPLAIN FROM vector_search('items', ?, 10)"
+    found = con.execute(plan, [vectors.query(0)]).fetchall()
+    let_go.set()
+    assert "__duckvec_hits" in found[0][1]
+    check(con, vectors)
+    assert len(held(con)) == 1
+
+
+def test_our_own_commits_are_recognised(
+    con: duckdb.DuckDBPyConnection, vectors: Vectors
+) -> None:
+    check(con, vectors)
+    con.execute("INSERT INTO items SELECT * FROM items LIMIT 1")  # the log has begun
+    check(con, vectors)
+    state = state_of(con)
+    changes, commits = state.look(), state.commits
+    con.execute("INSERT INTO items SELECT * FROM items LIMIT 1")
+    check(con, vectors)
+    eventually(lambda: state.commits == commits + 1)
+    assert state.look() == changes + 1  # only the insert
 
 
 def test_the_log_is_checkpointed_while_searches_and_updates_go_on(
