@@ -36,6 +36,7 @@ LAYERS = [
     "search",
     "writer",
     "builder",
+    "moves",
     "background",
     "manage",
     "inspection",

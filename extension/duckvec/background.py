@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import duckdb
 
-from duckvec import builder
+from duckvec import builder, moves
 from duckvec.errors import BusyError, ClosedError, VectorIndexError
 from duckvec.guards import pinned, standing_chain
 from duckvec.instance import Instance
@@ -35,6 +35,52 @@ def prepare(instance: Instance, state: DatabaseState) -> Task:
     return instance.keeper.submit_once(
         name, lambda task: _prepare(task, instance, state)
     )
+
+
+def settle(instance: Instance, state: DatabaseState) -> Task:
+    """Let indexes follow renamed tables, and drop those of dropped ones."""
+    name = f'following the tables of database "{state.name}"'
+    return instance.keeper.submit_once(
+        name, lambda task: moves.settle(task, instance, state)
+    )
+
+
+def find_index(
+    instance: Instance, state: DatabaseState, table: Table, column_name: str
+) -> IndexState | None:
+    """Return the index of a column, which may have had another name a moment ago.
+
+    Called inside a search; waits briefly where a table was renamed or made again.
+    """
+    if table.kind != "table" or not state.indexes:
+        return None
+    index = instance.index(table, column_name)
+    known = [one for one in (index,) if one is not None]
+    if index is None:
+        known = [one for one in list(state.indexes.values()) if _may_be(one, table)]
+    if state.read_only or all(_is_at(one, table) for one in known):
+        return index
+    wait_briefly(settle(instance, state))
+    return instance.index(table, column_name)
+
+
+def _is_at(index: IndexState, table: Table) -> bool:
+    """Tell whether an index was seen last at a table of this number and name."""
+    seen = index.seen
+    if seen is None:
+        return index.looked is not None and index.looked == table.identity
+    return (seen.oid, seen.schema, seen.name) == (
+        table.oid,
+        table.schema,
+        table.name,
+    ) and table.has_column(index.row.column_name)
+
+
+def _may_be(index: IndexState, table: Table) -> bool:
+    """Tell whether an index may have come to a table under other names."""
+    if index.seen is None:
+        return index.looked is None
+    return index.seen.oid == table.oid
 
 
 @contextlib.contextmanager
@@ -74,6 +120,7 @@ def seal_tails(instance: Instance) -> Task:
         for state in list(instance.databases.values()):
             if not state.has_catalog:
                 continue
+            moves.settle(task, instance, state)
             _prepare(task, instance, state)
             if state.read_only:
                 continue
@@ -97,10 +144,31 @@ def locate(instance: Instance, state: DatabaseState, index: IndexState) -> Table
     return table
 
 
+def why_stale(index: IndexState, table: Table | None) -> str:
+    """Return the sentence for an index whose table or column is not there."""
+    row = index.row
+    types = [
+        data_type
+        for name, data_type in (table.columns if table else ())
+        if name.lower() == row.column_name.lower()
+    ]
+    if types:
+        return (
+            f'column "{row.column_name}" of table "{row.table_name}" is {types[0]} '
+            "now; make it a vector column again, or remove its index with "
+            "drop_vector_index"
+        )
+    return (
+        f'column "{row.column_name}" of table "{row.table_name}" is gone; '
+        "drop_vector_index removes its index"
+    )
+
+
 def _prepare(task: Task, instance: Instance, state: DatabaseState) -> None:
     chain = standing_chain(instance, state)
     if chain is None:
         return
+    moves.settle(task, instance, state)
     for index in list(state.indexes.values()):
         task.check()
         if not index.segments and index.row.index_type == "FLAT":
@@ -116,10 +184,7 @@ def _prepare(task: Task, instance: Instance, state: DatabaseState) -> None:
                 continue
             index.failed = (chain, identity)  # unless this succeeds
             if table is None or not has_column(table, index.row.column_name):
-                index.last_error = (
-                    f'table "{index.row.table_name}" or its column is gone; '
-                    "drop_vector_index removes its index"
-                )
+                index.last_error = index.last_error or why_stale(index, table)
                 continue
             try:
                 builder.prove_index(task, instance, state, index, table, chain)

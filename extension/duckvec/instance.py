@@ -28,7 +28,7 @@ from duckvec.states import (
     Session,
     StoredPlan,
 )
-from duckvec.tables import Caller, Table
+from duckvec.tables import Caller, Table, find_table
 from duckvec.tracking import Generation
 
 logger = logging.getLogger("duckvec")
@@ -239,7 +239,12 @@ class Instance:
             for row in catalog.read_indexes(cursor, state.name):
                 rows = sorted(by_index.get(row.index_id, []), key=_segment_number)
                 segments = tuple(Segment(segment, folder) for segment in rows)
-                state.indexes[row.key] = IndexState(row, segments)
+                index = state.indexes[row.key] = IndexState(row, segments)
+                path = quote_path((state.name, row.schema_name, row.table_name))
+                caller = Caller(0, state.name, row.schema_name, "")
+                table = find_table(cursor, path, caller)
+                if table is not None and table.has_column(row.column_name):
+                    index.seen = table
             if not state.read_only:
                 # No build of this process writes here before the catalog was read.
                 paths.remove_orphans(folder, _named_files(state))

@@ -93,6 +93,10 @@ class IndexState:
             not ask for it again and again.
         surplus_sign: the database's change sign when `surplus` was counted.
         surplus: indexed rows that are gone.
+        seen: the table as it was found last, to know it again by its number; None
+            where it was not there when the catalog was read.
+        looked: once nothing certain was found of what became of its table: identity
+            of the table that had its name then, () where none had.
     """
 
     row: IndexRow
@@ -103,6 +107,8 @@ class IndexState:
     failed: tuple[int, tuple[int, str] | None] | None = None
     surplus_sign: object = None
     surplus: int = 0
+    seen: Table | None = None
+    looked: tuple[int, str] | tuple[()] | None = None
 
     def is_for(self, table: Table) -> bool:
         """Tell whether the current generation was made from this very table."""
