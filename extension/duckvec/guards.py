@@ -30,7 +30,7 @@ from duckvec.keeper import Task
 from duckvec.sizes import parse_bytes
 from duckvec.sql_text import quote_identifier
 from duckvec.states import DatabaseState, Session
-from duckvec.tables import read_only
+from duckvec.tables import databases, read_only
 from duckvec.tracking import READ_ONLY_CHAIN, Guard, Mark, new_chain
 
 logger = logging.getLogger("duckvec")
@@ -41,6 +41,8 @@ LOOK_SECONDS = 0.05
 CHANGED_SECONDS = 0.1
 # and this long after it where nobody did: the next search has to make a commit.
 IDLE_SECONDS = 1.0
+# An attached database, which may be detached and then has to close.
+ATTACHED_SECONDS = 0.25
 # A database in memory does not tell whether it changed: its guards are renewed by age.
 UNTOLD_SECONDS = 0.25
 # A guard that cannot be armed, or a commit that cannot be made, this long: a FORCE
@@ -277,13 +279,14 @@ def _is_over(
         if idle < (CHANGED_SECONDS if marked else IDLE_SECONDS):
             return False
         return _release(instance, session, state.oid, used_at)
-    if idle < IDLE_SECONDS or instance.keeper.pending():
+    enough = ATTACHED_SECONDS if state.attached else IDLE_SECONDS
+    if idle < enough or instance.keeper.pending():
         return False
     if guard.ending != used_at:
         guard.ending, guard.ending_since = used_at, now
         name = f'ending a guard of database "{state.name}"'
         instance.armer.submit(
-            name, lambda task: _follow(task, instance, state, guard, used_at)
+            name, lambda task: _follow(task, instance, session, state, guard, used_at)
         )
         return False
     # What keeps that commit waiting may be a FORCE CHECKPOINT that waits for the guard.
@@ -302,15 +305,33 @@ def _was_committed_since(state: DatabaseState, guard: Guard) -> bool:
 
 
 def _follow(
-    task: Task, instance: Instance, state: DatabaseState, guard: Guard, used_at: float
+    task: Task,
+    instance: Instance,
+    session: Session,
+    state: DatabaseState,
+    guard: Guard,
+    used_at: float,
 ) -> None:
     """Commit after all searches that rely on a guard began, so that it may end."""
     try:
+        if state.attached and _was_detached(instance, state):
+            _release(instance, session, state.oid, used_at)
+            return
         commit_epoch(task, instance, state)
     except (duckdb.Error, VectorIndexError) as error:  # detached, or closed meanwhile
         logger.debug("no commit before the end of a guard: %s", error)
         return
     guard.followed = used_at
+
+
+def _was_detached(instance: Instance, state: DatabaseState) -> bool:
+    """Tell whether a database is attached no more, and then forget it."""
+    with read_only(instance.background_cursor()) as cursor:
+        attached = {oid for _, oid in databases(cursor)}
+    if state.oid in attached:
+        return False
+    instance.forget_detached(attached)
+    return True
 
 
 def _keep_mark_and_log(instance: Instance, state: DatabaseState, guard: Guard) -> None:

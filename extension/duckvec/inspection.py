@@ -16,7 +16,6 @@ from duckvec.states import DatabaseState, IndexState, Session
 from duckvec.tables import (
     Caller,
     Table,
-    databases,
     find_column,
     find_table,
     has_column,
@@ -95,10 +94,10 @@ def list_types() -> list[dict[str, Any]]:
 def _databases(
     instance: Instance, cursor: duckdb.DuckDBPyConnection
 ) -> list[DatabaseState]:
-    states = [instance.database(cursor, name, oid) for name, oid in databases(cursor)]
+    states = instance.look_at_all(cursor)
     for state in states:
         indexes = list(state.indexes.values())
-        if not state.read_only and not moves.are_settled(cursor, state, indexes):
+        if not moves.are_settled(cursor, state, indexes):
             background.wait_briefly(background.settle(instance, state))
     return states
 

@@ -16,6 +16,7 @@ from duckvec.errors import ClosedError
 from duckvec.instance import Instance
 from duckvec.sql_text import read_sql
 from duckvec.states import Session
+from duckvec.tables import read_only
 
 logger = logging.getLogger("duckvec")
 
@@ -51,6 +52,9 @@ def install(
         finally:
             cursor.close()
     session = instance.add_session(connection)
+    # What indexes there are is read now, so that they follow what ALTER does from here.
+    with read_only(session.cursor()) as cursor:
+        instance.look_at_all(cursor)
     for name in _MACRO_FILES:
         connection.execute(read_sql(name).replace("{session}", str(session.number)))
     return instance, session

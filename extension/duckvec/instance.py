@@ -29,6 +29,7 @@ from duckvec.states import (
     StoredPlan,
 )
 from duckvec.tables import Caller, Table, find_table
+from duckvec.tables import databases as attached_databases
 from duckvec.tracking import Generation
 
 logger = logging.getLogger("duckvec")
@@ -39,7 +40,14 @@ LOOKUP_SECONDS = 1.0
 SETTLED_SECONDS = 2.0
 
 _DATABASE = """
-SELECT path, readonly, type, encrypted
+SELECT
+    path,
+    readonly,
+    type,
+    encrypted,
+    database_oid > (
+        SELECT min(database_oid) FROM duckdb_databases() WHERE NOT internal
+    )
 FROM duckdb_databases()
 WHERE database_oid = $oid
 """
@@ -136,15 +144,54 @@ class Instance:
         if state is not None and state.name == name:
             return state
         found = cursor.execute(_DATABASE, {"oid": oid}).fetchall()
-        path, read_only, kind, encrypted = found[0]
-        state = DatabaseState(name, oid, path, read_only, kind, encrypted)
+        state = DatabaseState(name, oid, *found[0])
+        kind = state.kind
         if kind == "duckdb" and name not in ("system", "temp"):
             self._read_catalog(cursor, state)
         with self.lock:
             known = self.databases.setdefault(oid, state)
             if known.name != name:
                 self.databases[oid] = known = state
+            for other in list(self.databases.values()):
+                if other.name == name and other.oid != oid:
+                    del self.databases[other.oid]  # detached: its name is taken
         return known
+
+    def look_at_all(self, cursor: duckdb.DuckDBPyConnection) -> list[DatabaseState]:
+        """Return the states of all attached databases, and forget detached ones.
+
+        Args:
+            cursor: inside a read-only transaction.
+        """
+        attached = attached_databases(cursor)
+        self.forget_detached({oid for _, oid in attached})
+        return [self.database(cursor, name, oid) for name, oid in attached]
+
+    def look_for_catalog(
+        self, cursor: duckdb.DuckDBPyConnection, state: DatabaseState
+    ) -> None:
+        """Notice a catalog that came with an import or a copy, or was dropped.
+
+        Called in the keeper's thread only, where catalogs are made and files written.
+
+        Args:
+            cursor: inside a read-only transaction that began just now.
+            state: a database that is open for writing.
+        """
+        there = catalog.exists(cursor, state.name)
+        if there and not state.has_catalog:
+            self._read_catalog(cursor, state)
+        elif state.has_catalog and not there:
+            with self.lock:
+                state.has_catalog, state.mark = False, None
+                state.indexes.clear()
+            paths.remove_orphans(self.folder(state), set())
+
+    def forget_detached(self, attached: set[int]) -> None:
+        """Forget the databases whose numbers are not among those attached."""
+        with self.lock:
+            for oid in set(self.databases) - attached:
+                del self.databases[oid]
 
     def folder(self, state: DatabaseState) -> Path:
         """Return the folder for a database's artifacts; it need not exist yet."""
@@ -270,9 +317,9 @@ class Instance:
         """Stop the background work and let go of everything, at the process's end."""
         for thread in (self.warden, self.keeper, self.armer):
             thread.stop(timeout=10)
+        for number in list(self.sessions):
+            self._forget_session(number)
         with self.lock:
-            for number in list(self.sessions):
-                self._forget_session(number)
             self._release()
 
     def _forget_session(self, number: int) -> None:

@@ -88,6 +88,7 @@ def create(
     params = check_build_params(kind, given, length)
     order = Order(table, column, kind, metric, params, size)
     kind.library_version()  # a missing library shows before anything is written
+    background.settle(instance, state).wait()
     _ensure_catalog(instance, state)
 
     def work(task: Task) -> IndexRow:
@@ -148,9 +149,7 @@ def _drop_of_gone_table(
     """Forget an index whose table or column is gone; None where there is none."""
     parts = parse_collection(collection)
     with read_only(session.cursor()) as cursor:
-        states = [
-            instance.database(cursor, name, oid) for name, oid in databases(cursor)
-        ]
+        states = instance.look_at_all(cursor)
     for database, schema in places(parts, caller):
         for state in states:
             if state.name.lower() != database or state.read_only:

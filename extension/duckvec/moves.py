@@ -4,7 +4,7 @@ Indexes follow their table by its number, which ALTER keeps as long as the datab
 open. Where a name does not tell, vectors do: after DROP and CREATE an index stays where
 a column of the old name holds the vectors that it was built from. Of a table that is
 gone when the database is opened nobody can say whether it was renamed or dropped: the
-index goes, unless another column holds its vectors. Only what is committed counts, so
+index goes, unless another table holds its vectors. Only what is committed counts, so
 that a DROP that is rolled back loses nothing.
 """
 
@@ -68,8 +68,15 @@ def are_settled(
     Args:
         cursor: inside a read-only transaction.
         state: the database.
-        indexes: indexes of it; without any, nothing is looked up.
+        indexes: those of its indexes that matter.
+
+    Returns:
+        False also where its catalog came, or went, since it was looked for.
     """
+    if state.read_only or state.kind != "duckdb" or state.error is not None:
+        return True
+    if catalog.exists(cursor, state.name) != state.has_catalog:
+        return False
     wanted = list(indexes)
     if not wanted:
         return True
@@ -82,9 +89,10 @@ def settle(task: Task, instance: Instance, state: DatabaseState) -> None:
 
     Runs in the keeper's thread, and writes in a transaction of its own.
     """
-    if state.read_only or not state.has_catalog:
+    if state.read_only or state.kind != "duckdb" or state.error is not None:
         return
     with read_only(instance.background_cursor()) as cursor:
+        instance.look_for_catalog(cursor, state)
         rows = {row[4]: row for row in list_tables(cursor, state.oid)}
         open_questions = [
             index for index in state.indexes.values() if not _is_settled(index, rows)
@@ -163,16 +171,17 @@ def _find_places(
             settle_on(index, _choose(cursor, index, free))
             continue
         # Renamed or dropped by a program without duckvec: only the vectors can tell.
-        holders = (
-            [] if index.seen else _holders(cursor, index, rows, set(state.indexes))
-        )
-        if not holders:
-            settle_on(index, None)
+        indexed = taken | set(state.indexes)
+        holders = [] if index.seen else _holders(cursor, index, rows, indexed)
+        in_table = [place for place in holders if again and place.table == again]
+        if len(in_table) == 1 or not holders:
+            settle_on(index, in_table[0] if in_table else None)
             continue
         index.looked = _identity_of_namesake(index, rows)
+        listed = [f'"{place.column}" of "{place.table.name}"' for place in holders]
         index.last_error = (
             f'column "{index.row.column_name}" of table "{index.row.table_name}" is '
-            f"gone, and {' and '.join(holders)} may be the same by another name: "
+            f"gone, and {' and '.join(listed)} may be the same by another name: "
             "create the index there, or drop_vector_index by the old name"
         )
     return found
@@ -269,8 +278,8 @@ def _holders(
     index: IndexState,
     rows: dict[int, TableRow],
     indexed: set[tuple[str, str, str]],
-) -> list[str]:
-    """Return the columns without an index, in words, that hold an index's vectors."""
+) -> list[_Place]:
+    """Return the columns without an index that hold an index's vectors."""
     found = []
     for row in rows.values():
         if row[1] == catalog.SCHEMA:
@@ -279,7 +288,7 @@ def _holders(
         for column in _candidates(index, table):
             place = _Place(table, column.name)
             if place.key not in indexed and _holds(cursor, index, place):
-                found.append(f'"{column.name}" of "{table.name}"')
+                found.append(place)
     return found
 
 

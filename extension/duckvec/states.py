@@ -136,6 +136,7 @@ class DatabaseState:
         read_only: whether it is attached so.
         kind: its type, "duckdb" for DuckDB's own.
         encrypted: whether it is.
+        attached: whether it came later than the instance's first, by ATTACH.
         has_catalog: whether the schema `duckvec` is there.
         catalog_seals: where this process made the catalog, for each database by name:
             the number of a transaction that began after that.
@@ -155,6 +156,7 @@ class DatabaseState:
     read_only: bool
     kind: str
     encrypted: bool
+    attached: bool = False
     has_catalog: bool = False
     catalog_seals: dict[str, int] = field(default_factory=dict)
     error: str | None = None
