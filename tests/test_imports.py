@@ -31,6 +31,7 @@ LAYERS = [
     "states",
     "plan_text",
     "instance",
+    "sessions",
     "stored_plans",
     "guards",
     "search",

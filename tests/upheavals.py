@@ -211,9 +211,22 @@ def alter(world: World) -> None:
         world.tables[changed.name] = changed
         world.touched = changed.name
         index = world.indexes.pop((table.name, table.column), None)
-        if index is not None:
+        if index is not None and (
+            way != "vector" or is_listed(world, session, changed)
+        ):
             world.indexes[changed.name, changed.column] = index
         look(world, session)
+
+
+def is_listed(world: World, session: Session, table: TableState) -> bool:
+    """Tell whether a column whose vectors are perhaps all new kept its index."""
+    found = session.con.execute(
+        "SELECT count(*) FROM vector_indexes() "
+        "WHERE collection = ? AND column_name = ?",
+        [table.name, table.column],
+    ).fetchall()
+    world.counts["indexes lost with a renamed column"] += int(found[0][0] == 0)
+    return bool(found[0][0])
 
 
 def look(world: World, session: Session) -> None:

@@ -25,6 +25,8 @@ logger = logging.getLogger("duckvec")
 
 # How long a search waits for short work of its own making.
 BRIEF_SECONDS = 0.5
+# How long a search waits to learn whether a table that was made again has its index.
+SETTLE_SECONDS = 5.0
 # Fewer new rows than this stay in the tail: scanning them costs less than a segment.
 MINIMUM_SEGMENT_ROWS = 4096
 
@@ -50,7 +52,8 @@ def find_index(
 ) -> IndexState | None:
     """Return the index of a column, which may have had another name a moment ago.
 
-    Called inside a search; waits briefly where a table was renamed or made again.
+    Called inside a search; waits where a table was renamed or made again, because
+    which metric a search has depends on it.
     """
     if table.kind != "table" or not state.indexes:
         return None
@@ -60,7 +63,8 @@ def find_index(
         known = [one for one in list(state.indexes.values()) if _may_be(one, table)]
     if state.read_only or all(_is_at(one, table) for one in known):
         return index
-    wait_briefly(settle(instance, state))
+    if not wait_briefly(settle(instance, state), SETTLE_SECONDS) and index is not None:
+        return None  # as far as is known, another table took the name
     return instance.index(table, column_name)
 
 
@@ -225,14 +229,14 @@ def _recording(index: IndexState) -> Iterator[None]:
         logger.warning("%s", error)
 
 
-def wait_briefly(task: Task) -> bool:
+def wait_briefly(task: Task, seconds: float = BRIEF_SECONDS) -> bool:
     """Wait for a task inside a call of the user's; return whether it has ended.
 
     Most work is short, and then over before the call returns, so that nothing of ours
     keeps the file open when the connection is closed next. Long work goes on.
     """
     try:
-        task.wait(BRIEF_SECONDS)
+        task.wait(seconds)
     except (VectorIndexError, duckdb.Error, OSError, TimeoutError) as error:
         logger.debug("%s", error)
     return task.done

@@ -34,7 +34,9 @@ from duckvec.tracking import Generation
 
 logger = logging.getLogger("duckvec")
 
-_instances: dict[int, Instance] = {}
+# By the number of a session: those that are loaded, and those whose object is gone.
+loaded: dict[int, Instance] = {}
+forgotten: dict[int, Instance] = {}
 
 LOOKUP_SECONDS = 1.0
 SETTLED_SECONDS = 2.0
@@ -56,7 +58,8 @@ WHERE database_oid = $oid
 class Instance:
     """One DuckDB instance with duckvec loaded; any thread may call any method."""
 
-    def __init__(self, directory: str | None, threads: int) -> None:
+    def __init__(self, number: int, directory: str | None, threads: int) -> None:
+        self.number = number
         self.lock = threading.RLock()
         self.keeper = Keeper("duckvec-keeper")
         self.armer = Keeper("duckvec-armer")
@@ -80,7 +83,7 @@ class Instance:
                 return known
             session = Session(connection)
             self.sessions[session.number] = session
-            _instances[session.number] = self
+            loaded[session.number] = self
             finalizer = weakref.finalize(
                 connection, self._forget_session, session.number
             )
@@ -324,10 +327,12 @@ class Instance:
 
     def _forget_session(self, number: int) -> None:
         with self.lock:
-            _instances.pop(number, None)
+            loaded.pop(number, None)
             session = self.sessions.pop(number, None)
             if session is None:
                 return
+            if session.connection() is None:
+                forgotten[number] = self
             guards = list(session.guards.values())
             session.guards.clear()
         for guard in guards:
@@ -354,19 +359,6 @@ class Instance:
             paths.remove_orphans(folder, set())
             paths.remove_folder_if_empty(folder)
         self._temporary_folders.clear()
-
-
-def find_session(number: int) -> tuple[Instance, Session]:
-    """Return the session of a number, which is unique in the process, and its instance.
-
-    Raises:
-        ClosedError: it is gone.
-    """
-    instance = _instances.get(number)
-    session = instance.sessions.get(number) if instance else None
-    if instance is None or session is None:
-        raise ClosedError("duckvec was unloaded from this connection; load it again")
-    return instance, session
 
 
 def _named_files(state: DatabaseState) -> set[str]:

@@ -44,6 +44,8 @@ logger = logging.getLogger("duckvec")
 # A column holds the vectors of an index where they are at least this share of its rows,
 # or its rows have this share of them.
 SAME_SHARE = 0.5
+# So many rows of a table are enough to say that it does.
+ENOUGH_ROWS = 10_000
 
 
 @dataclass(frozen=True)
@@ -246,7 +248,9 @@ def _choose(
         if index.segments and _holds(cursor, index, place):
             return place
     # Without entries, a column in the same table is known by being the only new one.
-    if not index.segments and not only_by_vectors and len(places) == 1:
+    generation = index.generation
+    empty = not index.segments or (generation is not None and not generation.entries)
+    if empty and not only_by_vectors and len(places) == 1:
         return places[0]
     return None
 
@@ -262,15 +266,20 @@ def _holds(cursor: duckdb.DuckDBPyConnection, index: IndexState, place: _Place) 
     except ArtifactError:
         return False
     entries = np.unique(np.concatenate([hashes for _, hashes in maps]))
+    found = np.zeros(len(entries), dtype=np.bool_)
     metric = METRICS[index.row.metric]
     rows = same = 0
-    size = sum(len(hashes) for _, hashes in maps)
     for batch in read_vectors(cursor, place.table, columns[0], dimension or 0, metric):
-        there = np.isin(hash_vectors(batch.vectors), entries)
-        rows, same = rows + len(there), same + int(there.sum())
-        if len(there) and there.mean() >= SAME_SHARE:
+        hashes = hash_vectors(batch.vectors)
+        at = np.minimum(np.searchsorted(entries, hashes), len(entries) - 1)
+        there = entries[at] == hashes
+        found[at[there]] = True
+        rows, same = rows + len(hashes), same + int(there.sum())
+        if rows >= ENOUGH_ROWS and same >= SAME_SHARE * rows:
             return True
-    return rows > 0 and same >= SAME_SHARE * min(rows, size)
+    if not rows:
+        return False
+    return same >= SAME_SHARE * rows or int(found.sum()) >= SAME_SHARE * len(entries)
 
 
 def _holders(

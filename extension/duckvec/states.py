@@ -34,11 +34,15 @@ class Session:
     """One loaded connection, known by a number that its macros carry.
 
     Only a weak reference to the connection is held, so that letting go of it closes
-    it; its guards are cursors of it, and end with it.
+    it; its guards are cursors of it, and end with it. Python's default connection,
+    which nothing but its end closes, is `kept` once nobody else held it.
     """
 
-    def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
-        self.number = next(_session_numbers)
+    def __init__(
+        self, connection: duckdb.DuckDBPyConnection, number: int | None = None
+    ) -> None:
+        self.number = next(_session_numbers) if number is None else number
+        self.kept: duckdb.DuckDBPyConnection | None = None
         self.connection = weakref.ref(connection)
         self.guards: dict[int, Guard] = {}
 
