@@ -281,6 +281,36 @@ def test_a_type_that_keeps_the_vectors_keeps_the_index(
     assert indexes(con) == [("items", "embedding", "IVF_FLAT", "ready")]
 
 
+@pytest.mark.parametrize(
+    "statements",
+    [
+        (
+            "ALTER TABLE items ALTER embedding TYPE FLOAT[16] USING "
+            "list_transform(embedding::FLOAT[], lambda x: -x)::FLOAT[16]",
+        ),
+        (
+            "ALTER TABLE items DROP COLUMN embedding",
+            "ALTER TABLE items ADD COLUMN embedding FLOAT[16] "
+            "DEFAULT list_resize([1.5], 16, 0)",
+        ),
+    ],
+)
+def test_vectors_that_are_rewritten_in_place_are_noticed(
+    con: duckdb.DuckDBPyConnection, vectors: Vectors, statements: tuple[str, ...]
+) -> None:
+    check(con, vectors)
+    for searched in (True, False):
+        create(con, "IVF_FLAT")
+        for statement in statements:
+            con.execute(statement)
+        for number in range(3):
+            query = vectors.query(number)
+            found = search(con, query, params=PARAMS)
+            assert_same(found, exact(con, query))
+        if searched:
+            check(con, vectors)
+
+
 def test_a_type_without_vectors_makes_the_index_stale_until_it_is_back(
     con: duckdb.DuckDBPyConnection, vectors: Vectors
 ) -> None:

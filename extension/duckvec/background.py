@@ -48,7 +48,11 @@ def settle(instance: Instance, state: DatabaseState) -> Task:
 
 
 def find_index(
-    instance: Instance, state: DatabaseState, table: Table, column_name: str
+    instance: Instance,
+    session: Session,
+    state: DatabaseState,
+    table: Table,
+    column_name: str,
 ) -> IndexState | None:
     """Return the index of a column, which may have had another name a moment ago.
 
@@ -62,10 +66,34 @@ def find_index(
     if index is None:
         known = [one for one in list(state.indexes.values()) if _may_be(one, table)]
     if state.read_only or all(_is_at(one, table) for one in known):
+        if index is not None and not state.read_only:
+            _look_into(instance, session, state, index, table)
         return index
     if not wait_briefly(settle(instance, state), SETTLE_SECONDS) and index is not None:
         return None  # as far as is known, another table took the name
     return instance.index(table, column_name)
+
+
+def _look_into(
+    instance: Instance,
+    session: Session,
+    state: DatabaseState,
+    index: IndexState,
+    table: Table,
+) -> None:
+    """Give up a generation whose rows have other vectors now; a proof mends it."""
+    generation, sign = index.generation, state.change_sign()
+    if generation is None or generation.table_identity != table.identity:
+        return
+    if sign is not None and index.witnessed == (generation.number, sign):
+        return
+    with read_only(session.cursor()) as cursor:
+        rewritten = moves.is_rewritten(cursor, index, table)
+    with instance.lock:
+        index.witnessed = (generation.number, sign)
+        if rewritten and index.generation is generation:
+            index.use(None)
+            index.previous = None
 
 
 def _is_at(index: IndexState, table: Table) -> bool:

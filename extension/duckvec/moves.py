@@ -25,7 +25,7 @@ from duckvec.guards import commit_epoch
 from duckvec.instance import Instance
 from duckvec.keeper import Task
 from duckvec.metrics import METRICS
-from duckvec.reader import read_vectors
+from duckvec.reader import hash_rows, read_vectors
 from duckvec.segments import hash_vectors
 from duckvec.states import DatabaseState, IndexState
 from duckvec.tables import (
@@ -84,6 +84,43 @@ def are_settled(
         return True
     rows = {row[4]: row for row in list_tables(cursor, state.oid)}
     return all(_is_settled(index, rows) for index in wanted)
+
+
+def is_rewritten(
+    cursor: duckdb.DuckDBPyConnection, index: IndexState, table: Table
+) -> bool:
+    """Tell whether rows of an index have other vectors in place, as ALTER leaves them.
+
+    `ALTER TYPE … USING` to the same type, or a column that was dropped and added again,
+    leaves no trace in the table's definition. A few rows are looked at.
+
+    Args:
+        cursor: inside a read-only transaction.
+        index: an index whose generation was made from this table.
+        table: the table.
+    """
+    columns = [
+        column
+        for column in vector_columns(table)
+        if column.name.lower() == index.row.column_name.lower()
+    ]
+    generation = index.generation
+    if generation is None or not columns:
+        return False
+    for live in generation.segments:
+        known = [
+            (int(live.rowids[place]), entry)
+            for place, entry in live.segment.samples
+            if live.rowids[place] >= 0
+        ]
+        if known:
+            found = hash_rows(cursor, table, columns[0], [row for row, _ in known])
+            if any(
+                there is not None and there != entry
+                for there, (_, entry) in zip(found, known, strict=True)
+            ):
+                return True
+    return False
 
 
 def settle(task: Task, instance: Instance, state: DatabaseState) -> None:

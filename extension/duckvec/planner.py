@@ -90,7 +90,7 @@ def plan_search(
         table, state = looked_up
         condition = None
     column = find_column(table, request.column_name)
-    index = background.find_index(instance, state, table, column.name)
+    index = background.find_index(instance, session, state, table, column.name)
     row = index.row if index else None
     search = Search(
         table,

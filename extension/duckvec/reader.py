@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from duckvec.errors import ColumnError
 from duckvec.metrics import Metric
+from duckvec.segments import hash_vectors
 from duckvec.sql_text import quote_identifier
 from duckvec.tables import Table, VectorColumn
 
@@ -135,6 +136,31 @@ def _matrix(column: Any, dimension: int) -> NDArray[np.float32]:
     values = column.values.slice(column.offset * dimension, len(column) * dimension)
     matrix: NDArray[np.float32] = values.to_numpy(zero_copy_only=False)
     return matrix.reshape(-1, dimension)
+
+
+def hash_rows(
+    cursor: duckdb.DuckDBPyConnection,
+    table: Table,
+    column: VectorColumn,
+    rowids: Sequence[int],
+) -> list[int | None]:
+    """Return the hash of the vector in each of a few rows; None where a row is gone.
+
+    A vector that is NULL, or of no fixed length any more, has a hash that none has.
+    """
+    name = quote_identifier(column.name)
+    wanted = ", ".join(
+        f"(SELECT {{'v': {name}::FLOAT[]}} FROM {table.path} WHERE rowid = {rowid:d})"
+        for rowid in rowids
+    )
+    found = cursor.execute(f"SELECT {wanted}").fetchall()[0]
+    return [None if row is None else _hash_of(row["v"]) for row in found]
+
+
+def _hash_of(vector: list[float | None] | None) -> int:
+    if not vector or None in vector:
+        return -1
+    return int(hash_vectors(np.array([vector], dtype=np.float32))[0])
 
 
 def read_rowids(

@@ -97,6 +97,7 @@ class IndexState:
             not ask for it again and again.
         surplus_sign: the database's change sign when `surplus` was counted.
         surplus: indexed rows that are gone.
+        witnessed: generation and change sign for which its table was looked into.
         seen: the table as it was found last, to know it again by its number; None
             where it was not there when the catalog was read.
         looked: once nothing certain was found of what became of its table: identity
@@ -111,6 +112,7 @@ class IndexState:
     failed: tuple[int, tuple[int, str] | None] | None = None
     surplus_sign: object = None
     surplus: int = 0
+    witnessed: tuple[int, object] | None = None
     seen: Table | None = None
     looked: tuple[int, str] | tuple[()] | None = None
 
