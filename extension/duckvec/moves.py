@@ -25,7 +25,7 @@ from duckvec.guards import commit_epoch
 from duckvec.instance import Instance
 from duckvec.keeper import Task
 from duckvec.metrics import METRICS
-from duckvec.reader import hash_rows, read_vectors
+from duckvec.reader import hash_row, read_vectors
 from duckvec.segments import hash_vectors
 from duckvec.states import DatabaseState, IndexState
 from duckvec.tables import (
@@ -46,6 +46,8 @@ logger = logging.getLogger("duckvec")
 SAME_SHARE = 0.5
 # So many rows of a table are enough to say that it does.
 ENOUGH_ROWS = 10_000
+# So many rows that are perhaps gone are tried to find one with a vector.
+LOOKS = 3
 
 
 @dataclass(frozen=True)
@@ -89,10 +91,10 @@ def are_settled(
 def is_rewritten(
     cursor: duckdb.DuckDBPyConnection, index: IndexState, table: Table
 ) -> bool:
-    """Tell whether rows of an index have other vectors in place, as ALTER leaves them.
+    """Tell whether rows of an index got other vectors in place, as by ALTER.
 
     `ALTER TYPE … USING` to the same type, or a column that was dropped and added again,
-    leaves no trace in the table's definition. A few rows are looked at.
+    leaves no trace in the table's definition. One row is looked at, another each time.
 
     Args:
         cursor: inside a read-only transaction.
@@ -107,19 +109,18 @@ def is_rewritten(
     generation = index.generation
     if generation is None or not columns:
         return False
-    for live in generation.segments:
-        known = [
-            (int(live.rowids[place]), entry)
-            for place, entry in live.segment.samples
-            if live.rowids[place] >= 0
-        ]
-        if known:
-            found = hash_rows(cursor, table, columns[0], [row for row, _ in known])
-            if any(
-                there is not None and there != entry
-                for there, (_, entry) in zip(found, known, strict=True)
-            ):
-                return True
+    known = [
+        (int(live.rowids[place]), entry)
+        for live in generation.segments
+        for place, entry in live.segment.samples
+        if live.rowids[place] >= 0
+    ]
+    for _ in known[:LOOKS]:
+        index.looks += 1
+        rowid, entry = known[index.looks % len(known)]
+        there = hash_row(cursor, table, columns[0], rowid)
+        if there is not None:
+            return there != entry
     return False
 
 

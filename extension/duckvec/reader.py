@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -138,26 +138,20 @@ def _matrix(column: Any, dimension: int) -> NDArray[np.float32]:
     return matrix.reshape(-1, dimension)
 
 
-def hash_rows(
-    cursor: duckdb.DuckDBPyConnection,
-    table: Table,
-    column: VectorColumn,
-    rowids: Sequence[int],
-) -> list[int | None]:
-    """Return the hash of the vector in each of a few rows; None where a row is gone.
+def hash_row(
+    cursor: duckdb.DuckDBPyConnection, table: Table, column: VectorColumn, rowid: int
+) -> int | None:
+    """Return the hash of the vector in one row; None where the row is gone.
 
-    A vector that is NULL, or of no fixed length any more, has a hash that none has.
+    What is no whole vector has a hash that none has.
     """
     name = quote_identifier(column.name)
-    wanted = ", ".join(
-        f"(SELECT {{'v': {name}::FLOAT[]}} FROM {table.path} WHERE rowid = {rowid:d})"
-        for rowid in rowids
-    )
-    found = cursor.execute(f"SELECT {wanted}").fetchall()[0]
-    return [None if row is None else _hash_of(row["v"]) for row in found]
-
-
-def _hash_of(vector: list[float | None] | None) -> int:
+    found = cursor.execute(
+        f"SELECT {name} FROM {table.path} WHERE rowid = {rowid:d}"
+    ).fetchall()
+    if not found:
+        return None
+    vector = found[0][0]
     if not vector or None in vector:
         return -1
     return int(hash_vectors(np.array([vector], dtype=np.float32))[0])

@@ -97,6 +97,7 @@ class IndexState:
             not ask for it again and again.
         surplus_sign: the database's change sign when `surplus` was counted.
         surplus: indexed rows that are gone.
+        looks: how often a row was looked at to see whether it still has its vector.
         witnessed: generation and change sign for which its table was looked into.
         seen: the table as it was found last, to know it again by its number; None
             where it was not there when the catalog was read.
@@ -113,6 +114,7 @@ class IndexState:
     surplus_sign: object = None
     surplus: int = 0
     witnessed: tuple[int, object] | None = None
+    looks: int = 0
     seen: Table | None = None
     looked: tuple[int, str] | tuple[()] | None = None
 
