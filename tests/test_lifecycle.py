@@ -16,6 +16,7 @@ import duckdb
 import pytest
 
 import duckvec
+from duckvec import keeper
 from tests.data import (
     EXHAUSTIVE,
     Vectors,
@@ -106,6 +107,29 @@ def test_a_database_without_an_index_pays_nothing(
     con.execute("UPDATE items SET price = price + 1 WHERE id = 7")
     con.execute("CHECKPOINT")
     con.close()
+
+
+def test_no_work_begins_behind_a_search(
+    indexed: Path, vectors: Vectors, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    con = duckvec.connect(str(indexed))
+    begun: list[str] = []
+    submit = keeper.Keeper.submit
+
+    def note(self: keeper.Keeper, name: str, work: Any) -> keeper.Task:
+        begun.append(name)
+        return submit(self, name, work)
+
+    for number in range(3):
+        check(con, vectors)
+        con.execute("INSERT INTO items VALUES (?, 0, ?)", [-number, vectors.query(0)])
+        check(con, vectors)
+        with monkeypatch.context() as patch:
+            patch.setattr(keeper.Keeper, "submit", note)
+            time.sleep(0.3)
+    assert begun == []
+    con.close()
+    duckdb.connect(str(indexed), read_only=True).close()
 
 
 # Processes

@@ -228,6 +228,8 @@ def _mark(
     cursor = instance.background_cursor()
     with state.committing, read_only(cursor):
         fresh = catalog.count_fresh_epochs(cursor, state.name)
+        found = cursor.execute("SELECT current_setting('checkpoint_threshold')")
+        state.log_limit = parse_bytes(found.fetchall()[0][0])
         commits = state.commits
     last = state.mark
     chain = chain_that_stands(instance, state)
@@ -345,7 +347,7 @@ def _keep_mark_and_log(instance: Instance, state: DatabaseState, guard: Guard) -
     now = time.monotonic()
     if guard.changes == state.changes and now - state.log_looked_at > LOG_SECONDS:
         state.log_looked_at = now
-        if state.log_bytes():
+        if state.log_bytes() > state.log_limit:
             instance.armer.submit_once(
                 f'checkpointing database "{state.name}"',
                 lambda task: _checkpoint_a_long_log(task, instance, state),
@@ -365,13 +367,9 @@ def _checkpoint_a_long_log(
     """Do what commits do by themselves where no guard stands; it moves nothing."""
     cursor = instance.background_cursor()
     try:
-        with read_only(cursor.cursor()) as look:
-            found = look.execute("SELECT current_setting('checkpoint_threshold')")
-            threshold = parse_bytes(found.fetchall()[0][0])
-        if state.log_bytes() > threshold:
-            task.beginning(
-                lambda: cursor.execute(f"CHECKPOINT {quote_identifier(state.name)}")
-            )
+        task.beginning(
+            lambda: cursor.execute(f"CHECKPOINT {quote_identifier(state.name)}")
+        )
     except duckdb.TransactionException as error:
         logger.debug("a checkpoint waits for its time: %s", error)
     finally:

@@ -155,6 +155,7 @@ class DatabaseState:
         commits: how often this process advanced the epoch.
         changes: how often others were seen to have changed the database.
         mark: the last one taken.
+        log_limit: bytes of its log from which on it is checkpointed.
         log_looked_at: when the length of its log was looked at, on the monotonic clock.
     """
 
@@ -174,6 +175,7 @@ class DatabaseState:
     commits: int = 0
     changes: int = 0
     mark: Mark | None = None
+    log_limit: int = 1 << 24
     log_looked_at: float = 0.0
     _sign: ChangeSign | None = None
     _commit_bytes: int | None = None
