@@ -15,7 +15,7 @@ import duckdb
 from duckvec import builder, moves
 from duckvec.errors import BusyError, ClosedError, VectorIndexError
 from duckvec.guards import pinned, standing_chain
-from duckvec.instance import Instance
+from duckvec.instance import BRIEF_SECONDS, Instance
 from duckvec.keeper import Task
 from duckvec.sql_text import quote_path
 from duckvec.states import DatabaseState, IndexState, Session
@@ -23,8 +23,6 @@ from duckvec.tables import Caller, Table, databases, find_table, has_column, rea
 
 logger = logging.getLogger("duckvec")
 
-# How long a search waits for short work of its own making.
-BRIEF_SECONDS = 0.5
 # How long a search waits to learn whether a table that was made again has its index.
 SETTLE_SECONDS = 5.0
 # Fewer new rows than this stay in the tail: scanning them costs less than a segment.

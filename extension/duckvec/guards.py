@@ -48,6 +48,7 @@ UNTOLD_SECONDS = 0.25
 # A guard that cannot be armed, or a commit that cannot be made, this long: a FORCE
 # CHECKPOINT may be waiting for it. Longer than any search of ours waits.
 WAITING_SECONDS = 2.0
+PIN_TRIES = 3
 # How often a log that grew long under guards is looked at.
 LOG_SECONDS = 1.0
 
@@ -99,12 +100,7 @@ def pinned(
     instance: Instance, session: Session, state: DatabaseState
 ) -> Iterator[None]:
     """Hold the session's guard for the length of a long call of the user's on it."""
-    if not hold_guard(instance, session, state):
-        arm(instance, state).wait()
-    with instance.lock:
-        guard = session.guards.get(state.oid)
-        if guard is not None:
-            guard.pins += 1
+    guard = _pin(instance, session, state)
     try:
         yield
     finally:
@@ -112,6 +108,19 @@ def pinned(
             if guard is not None:
                 guard.pins -= 1
                 guard.used_at = time.monotonic()
+
+
+def _pin(instance: Instance, session: Session, state: DatabaseState) -> Guard | None:
+    """Return an armed guard that is not let go of; None where none is needed or got."""
+    for _ in range(PIN_TRIES):  # the watch may come first where this thread was slow
+        if not hold_guard(instance, session, state):
+            arm(instance, state).wait()
+        with instance.lock:
+            guard = session.guards.get(state.oid)
+            if guard is not None and guard.armed:
+                guard.pins += 1
+                return guard
+    return None
 
 
 def chain_of(session: Session, state: DatabaseState) -> int | None:

@@ -7,6 +7,7 @@ hold locks of DuckDB's.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -38,6 +39,8 @@ logger = logging.getLogger("duckvec")
 loaded: dict[int, Instance] = {}
 forgotten: dict[int, Instance] = {}
 
+# How long calls of the user's wait for short work in the background.
+BRIEF_SECONDS = 0.5
 LOOKUP_SECONDS = 1.0
 SETTLED_SECONDS = 2.0
 
@@ -98,8 +101,15 @@ class Instance:
         return None
 
     def remove_session(self, session: Session) -> None:
-        """Forget a connection, and end its guards."""
+        """Forget a connection and end its guards; after the last, let short work end.
+
+        Called by the user's own call, on the connection's thread.
+        """
         self._forget_session(session.number)
+        if not self.sessions:
+            for task in self.armer.pending():
+                with contextlib.suppress(VectorIndexError, duckdb.Error, TimeoutError):
+                    task.wait(BRIEF_SECONDS)
 
     def background_cursor(self) -> duckdb.DuckDBPyConnection:
         """Return a cursor that outlives the connections: for a burst of work.
