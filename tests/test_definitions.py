@@ -290,8 +290,9 @@ def test_a_type_that_keeps_the_vectors_keeps_the_index(
         ),
         (
             "ALTER TABLE items DROP COLUMN embedding",
-            "ALTER TABLE items ADD COLUMN embedding FLOAT[16] "
-            "DEFAULT list_resize([1.5], 16, 0)",
+            "ALTER TABLE items ADD COLUMN embedding FLOAT[16]",
+            "INSERT INTO items SELECT -1 - i, 0, list_resize([i], 16, 0)::FLOAT[16] "
+            "FROM range(50) r(i)",
         ),
     ],
 )

@@ -268,7 +268,7 @@ def _look_at_guards(instance: Instance) -> float | None:
         if guard is None:
             continue
         late = not guard.armed and now - guard.begun_at > WAITING_SECONDS
-        if state is None or late or not session.open:
+        if state is None or late or session.seems_closed(state.log_bytes(), now):
             _release(instance, session, oid, guard.used_at)
         elif not (guard.armed and _is_over(instance, session, state, guard)):
             left = True

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import os
 import threading
+import time
 import weakref
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,8 @@ from duckvec.tracking import Generation, Guard, Mark
 # A tiny commit of ours takes as many bytes of the log as the one before, give or take
 # these; another commit beside it takes a hundred more.
 COMMIT_SLACK_BYTES = 8
+# How often a connection is asked whether it is open, where nothing tells otherwise.
+ASK_SECONDS = 1.0
 
 _session_numbers = itertools.count(1)
 
@@ -45,6 +48,7 @@ class Session:
         self.kept: duckdb.DuckDBPyConnection | None = None
         self.connection = weakref.ref(connection)
         self.guards: dict[int, Guard] = {}
+        self._asked_at = time.monotonic()
 
     def cursor(self) -> duckdb.DuckDBPyConnection:
         """Return a new cursor of the connection.
@@ -68,6 +72,21 @@ class Session:
         except ClosedError:
             return False
         return True
+
+    def seems_closed(self, log_bytes: int, now: float) -> bool:
+        """Tell whether the connection was closed, which takes the log along.
+
+        To ask it, one has to hold it, and its file would stay open if it were let go of
+        just then: so it is asked only where there is no log, and now and then.
+
+        Args:
+            log_bytes: length of the log of a database that it searched.
+            now: the time on the monotonic clock.
+        """
+        if log_bytes and now - self._asked_at < ASK_SECONDS:
+            return False
+        self._asked_at = now
+        return not self.open
 
 
 @dataclass(frozen=True)
