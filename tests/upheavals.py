@@ -210,6 +210,29 @@ def alter(world: World) -> None:
         del world.tables[table.name]
         world.tables[changed.name] = changed
         world.touched = changed.name
+        index = world.indexes.pop((table.name, table.column), None)
+        if index is not None and (
+            way != "vector" or is_listed(world, session, changed)
+        ):
+            world.indexes[changed.name, changed.column] = index
+        look(world, session)
+
+
+def is_listed(world: World, session: Session, table: TableState) -> bool:
+    """Tell whether a column whose vectors are perhaps all new kept its index."""
+    found = session.con.execute(
+        "SELECT count(*) FROM vector_indexes() "
+        "WHERE collection = ? AND column_name = ?",
+        [table.name, table.column],
+    ).fetchall()
+    world.counts["indexes lost with a renamed column"] += int(found[0][0] == 0)
+    return bool(found[0][0])
+
+
+def look(world: World, session: Session) -> None:
+    """Half of the time, see to it that the indexes follow before anything else."""
+    if world.rng.random() < 0.5:
+        world.run(session, "FROM vector_indexes()")
 
 
 @operation(2)
@@ -220,8 +243,10 @@ def replace_table(world: World) -> None:
         return
     if world.run(session, f"DROP TABLE {world.full_name(table.name)}"):
         del world.tables[table.name]
+        world.indexes.pop((table.name, table.column), None)
         if world.rng.random() < 0.5:
             world.verify(world.rng)
+        look(world, session)
         make_table(world, session, table.name, world.options.rows)
 
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from duckvec import inspection
 from duckvec.errors import VectorIndexError
-from duckvec.instance import Instance, find_session
+from duckvec.instance import Instance
+from duckvec.sessions import find_session
 from duckvec.states import Session
 from duckvec.udfs.registry import udf
 

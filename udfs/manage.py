@@ -8,8 +8,8 @@ import duckdb
 
 from duckvec import manage
 from duckvec.errors import VectorIndexError
-from duckvec.instance import find_session
 from duckvec.manage import CreateRequest
+from duckvec.sessions import find_session
 from duckvec.tables import Caller
 from duckvec.udfs.registry import udf
 

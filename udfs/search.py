@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from duckvec.errors import ArtifactError, QueryError, VectorIndexError
 from duckvec.guards import await_arming
-from duckvec.instance import find_session
 from duckvec.metrics import METRICS
 from duckvec.planner import Request, plan_search
 from duckvec.search import search_generation
+from duckvec.sessions import find_session
 from duckvec.sql_text import quote_literal
 from duckvec.tables import Caller
 from duckvec.udfs.registry import udf

@@ -124,7 +124,7 @@ def build_index(
         replaced = old.segments if old else ()
         index = old if old else IndexState(row)
         index.row, index.segments, index.last_error = row, segments, None
-        index.failed = None
+        index.failed, index.seen, index.looked = None, table, None
         index.use(generation)
         state.indexes[key] = index
     remove_files(replaced)

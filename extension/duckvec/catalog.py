@@ -148,6 +148,29 @@ def delete_index(
     cursor.execute(f"DELETE FROM {schema}.indexes WHERE {same_column}", place)
 
 
+def change_indexes(
+    cursor: duckdb.DuckDBPyConnection,
+    database: str,
+    changed: Sequence[IndexRow],
+    gone: Sequence[IndexRow],
+) -> None:
+    """Write rows anew whose place changed, and delete those of indexes that are gone.
+
+    The segments of what changed stay as they are.
+    """
+    schema = schema_path(database)
+    for row in (*changed, *gone):
+        mine = {"index_id": row.index_id}
+        cursor.execute(f"DELETE FROM {schema}.indexes WHERE index_id = $index_id", mine)
+    for row in gone:
+        mine = {"index_id": row.index_id}
+        cursor.execute(
+            f"DELETE FROM {schema}.segments WHERE index_id = $index_id", mine
+        )
+    for row in changed:
+        _insert(cursor, f"{schema}.indexes", _named(row))
+
+
 def epoch_expression(database: str) -> str:
     """Return the SQL of the epoch that a snapshot sees, as a scalar subquery."""
     return f"(SELECT max(value) FROM {schema_path(database)}.epoch)"

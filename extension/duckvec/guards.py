@@ -30,7 +30,7 @@ from duckvec.keeper import Task
 from duckvec.sizes import parse_bytes
 from duckvec.sql_text import quote_identifier
 from duckvec.states import DatabaseState, Session
-from duckvec.tables import read_only
+from duckvec.tables import databases, read_only
 from duckvec.tracking import READ_ONLY_CHAIN, Guard, Mark, new_chain
 
 logger = logging.getLogger("duckvec")
@@ -41,6 +41,8 @@ LOOK_SECONDS = 0.05
 CHANGED_SECONDS = 0.1
 # and this long after it where nobody did: the next search has to make a commit.
 IDLE_SECONDS = 1.0
+# An attached database, which may be detached and then has to close.
+ATTACHED_SECONDS = 0.25
 # A database in memory does not tell whether it changed: its guards are renewed by age.
 UNTOLD_SECONDS = 0.25
 # A guard that cannot be armed, or a commit that cannot be made, this long: a FORCE
@@ -49,6 +51,7 @@ WAITING_SECONDS = 2.0
 # Old epochs are deleted with every so manieth commit of one: what is only an insert is
 # known again by the length that it adds to the log.
 EPOCHS_KEPT = 256
+PIN_TRIES = 3
 # How often a log that grew long under guards is looked at.
 LOG_SECONDS = 1.0
 
@@ -108,13 +111,7 @@ def pinned(
     instance: Instance, session: Session, state: DatabaseState
 ) -> Iterator[None]:
     """Hold the session's guard for the length of a long call of the user's on it."""
-    arming = hold_guard(instance, session, state)
-    if arming is not None:
-        arming.wait()
-    with instance.lock:
-        guard = session.guards.get(state.oid)
-        if guard is not None:
-            guard.pins += 1
+    guard = _pin(instance, session, state)
     try:
         yield
     finally:
@@ -122,6 +119,20 @@ def pinned(
             if guard is not None:
                 guard.pins -= 1
                 guard.used_at = time.monotonic()
+
+
+def _pin(instance: Instance, session: Session, state: DatabaseState) -> Guard | None:
+    """Return an armed guard that is not let go of; None where none is needed or got."""
+    for _ in range(PIN_TRIES):  # the watch may come first where this thread was slow
+        arming = hold_guard(instance, session, state)
+        if arming is not None:
+            arming.wait()
+        with instance.lock:
+            guard = session.guards.get(state.oid)
+            if guard is not None and guard.armed:
+                guard.pins += 1
+                return guard
+    return None
 
 
 def chain_of(session: Session, state: DatabaseState) -> int | None:
@@ -239,6 +250,8 @@ def _mark(
     cursor = instance.background_cursor()
     with state.committing, read_only(cursor):
         fresh = catalog.count_fresh_epochs(cursor, state.name)
+        found = cursor.execute("SELECT current_setting('checkpoint_threshold')")
+        state.log_limit = parse_bytes(found.fetchall()[0][0])
         commits = state.commits
     last = state.mark
     chain = chain_that_stands(instance, state)
@@ -268,7 +281,7 @@ def _look_at_guards(instance: Instance) -> float | None:
         if guard is None:
             continue
         late = not guard.armed and now - guard.begun_at > WAITING_SECONDS
-        if state is None or late or not session.open:
+        if state is None or late or session.seems_closed(state.log_bytes(), now):
             _release(instance, session, oid, guard.used_at)
         elif not (guard.armed and _is_over(instance, session, state, guard)):
             left = True
@@ -290,13 +303,14 @@ def _is_over(
         if idle < (CHANGED_SECONDS if marked else IDLE_SECONDS):
             return False
         return _release(instance, session, state.oid, used_at)
-    if idle < IDLE_SECONDS or instance.keeper.pending():
+    enough = ATTACHED_SECONDS if state.attached else IDLE_SECONDS
+    if idle < enough or instance.keeper.pending():
         return False
     if guard.ending != used_at:
         guard.ending, guard.ending_since = used_at, now
         name = f'ending a guard of database "{state.name}"'
         instance.armer.submit(
-            name, lambda task: _follow(task, instance, state, guard, used_at)
+            name, lambda task: _follow(task, instance, session, state, guard, used_at)
         )
         return False
     # What keeps that commit waiting may be a FORCE CHECKPOINT that waits for the guard.
@@ -315,15 +329,33 @@ def _was_committed_since(state: DatabaseState, guard: Guard) -> bool:
 
 
 def _follow(
-    task: Task, instance: Instance, state: DatabaseState, guard: Guard, used_at: float
+    task: Task,
+    instance: Instance,
+    session: Session,
+    state: DatabaseState,
+    guard: Guard,
+    used_at: float,
 ) -> None:
     """Commit after all searches that rely on a guard began, so that it may end."""
     try:
+        if state.attached and _was_detached(instance, state):
+            _release(instance, session, state.oid, used_at)
+            return
         commit_epoch(task, instance, state)
     except (duckdb.Error, VectorIndexError) as error:  # detached, or closed meanwhile
         logger.debug("no commit before the end of a guard: %s", error)
         return
     guard.followed = used_at
+
+
+def _was_detached(instance: Instance, state: DatabaseState) -> bool:
+    """Tell whether a database is attached no more, and then forget it."""
+    with read_only(instance.background_cursor()) as cursor:
+        attached = {oid for _, oid in databases(cursor)}
+    if state.oid in attached:
+        return False
+    instance.forget_detached(attached)
+    return True
 
 
 def _keep_mark_and_log(instance: Instance, state: DatabaseState, guard: Guard) -> None:
@@ -337,7 +369,7 @@ def _keep_mark_and_log(instance: Instance, state: DatabaseState, guard: Guard) -
     now = time.monotonic()
     if guard.changes == state.changes and now - state.log_looked_at > LOG_SECONDS:
         state.log_looked_at = now
-        if state.log_bytes():
+        if state.log_bytes() > state.log_limit:
             instance.armer.submit_once(
                 f'checkpointing database "{state.name}"',
                 lambda task: _checkpoint_a_long_log(task, instance, state),
@@ -357,13 +389,9 @@ def _checkpoint_a_long_log(
     """Do what commits do by themselves where no guard stands; it moves nothing."""
     cursor = instance.background_cursor()
     try:
-        with read_only(cursor.cursor()) as look:
-            found = look.execute("SELECT current_setting('checkpoint_threshold')")
-            threshold = parse_bytes(found.fetchall()[0][0])
-        if state.log_bytes() > threshold:
-            task.beginning(
-                lambda: cursor.execute(f"CHECKPOINT {quote_identifier(state.name)}")
-            )
+        task.beginning(
+            lambda: cursor.execute(f"CHECKPOINT {quote_identifier(state.name)}")
+        )
     except duckdb.TransactionException as error:
         logger.debug("a checkpoint waits for its time: %s", error)
     finally:

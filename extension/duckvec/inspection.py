@@ -7,7 +7,7 @@ from typing import Any
 
 import duckdb
 
-from duckvec import background
+from duckvec import background, moves
 from duckvec.index_types import INDEX_TYPES
 from duckvec.instance import Instance
 from duckvec.metrics import METRICS
@@ -16,7 +16,6 @@ from duckvec.states import DatabaseState, IndexState, Session
 from duckvec.tables import (
     Caller,
     Table,
-    databases,
     find_column,
     find_table,
     has_column,
@@ -27,9 +26,11 @@ from duckvec.tables import (
 def list_indexes(instance: Instance, session: Session) -> list[dict[str, Any]]:
     """Return a row for every indexed column of every attached database."""
     with read_only(session.cursor()) as cursor:
+        states = _databases(instance, cursor)
+    with read_only(session.cursor()) as cursor:
         return [
             _index_row(instance, cursor, state, index)
-            for state in _databases(instance, cursor)
+            for state in states
             for index in _sorted(state)
         ]
 
@@ -93,7 +94,12 @@ def list_types() -> list[dict[str, Any]]:
 def _databases(
     instance: Instance, cursor: duckdb.DuckDBPyConnection
 ) -> list[DatabaseState]:
-    return [instance.database(cursor, name, oid) for name, oid in databases(cursor)]
+    states = instance.look_at_all(cursor)
+    for state in states:
+        indexes = list(state.indexes.values())
+        if not moves.are_settled(cursor, state, indexes):
+            background.settle(instance, state).wait_briefly()
+    return states
 
 
 def _sorted(state: DatabaseState) -> list[IndexState]:
@@ -143,11 +149,7 @@ def _status(
 ) -> tuple[str, str | None, float]:
     """Return state, last error and progress of an index."""
     if table is None or not has_column(table, index.row.column_name):
-        gone = (
-            f'column "{index.row.column_name}" of table "{index.row.table_name}" is '
-            "gone; drop_vector_index removes its index"
-        )
-        return "stale", gone, 1.0
+        return "stale", index.last_error or background.why_stale(index, table), 1.0
     for task in instance.keeper.pending():
         if table.path in task.name and task.name.startswith("create_vector_index"):
             return "building", index.last_error, task.progress

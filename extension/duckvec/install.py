@@ -14,15 +14,16 @@ from duckdb.func import FunctionNullHandling, PythonUDFType
 
 from duckvec.errors import ClosedError
 from duckvec.instance import Instance
+from duckvec.sessions import IDENTITY
 from duckvec.sql_text import read_sql
 from duckvec.states import Session
+from duckvec.tables import read_only
 
 logger = logging.getLogger("duckvec")
 
 # Imported by name: the engine does not depend on the functions that call it.
 _UDF_MODULES = ("duckvec.udfs.search", "duckvec.udfs.manage", "duckvec.udfs.inspect")
 _MACRO_FILES = ("search", "manage", "inspect")
-_IDENTITY = "__duckvec_instance"
 
 _lock = threading.Lock()
 _instances: dict[int, Instance] = {}
@@ -51,6 +52,9 @@ def install(
         finally:
             cursor.close()
     session = instance.add_session(connection)
+    # What indexes there are is read now, so that they follow what ALTER does from here.
+    with read_only(session.cursor()) as cursor:
+        instance.look_at_all(cursor)
     for name in _MACRO_FILES:
         connection.execute(read_sql(name).replace("{session}", str(session.number)))
     return instance, session
@@ -93,7 +97,7 @@ def _macro_names(file: str) -> set[str]:
 
 def _find_instance(cursor: duckdb.DuckDBPyConnection) -> Instance | None:
     try:
-        number = cursor.execute(f"SELECT {_IDENTITY}()").fetchall()[0][0]
+        number = cursor.execute(f"SELECT {IDENTITY}()").fetchall()[0][0]
     except duckdb.CatalogException:
         return None
     return _instances[number]
@@ -101,8 +105,8 @@ def _find_instance(cursor: duckdb.DuckDBPyConnection) -> Instance | None:
 
 def _new_instance(cursor: duckdb.DuckDBPyConnection, directory: str | None) -> Instance:
     threads = cursor.execute("SELECT current_setting('threads')").fetchall()[0][0]
-    instance = Instance(directory, int(threads) or os.cpu_count() or 1)
     number = len(_registered)
+    instance = Instance(number, directory, int(threads) or os.cpu_count() or 1)
     _instances[number] = instance
     for module in _UDF_MODULES:
         importlib.import_module(module)
@@ -121,7 +125,7 @@ def _new_instance(cursor: duckdb.DuckDBPyConnection, directory: str | None) -> I
     def identity() -> int:
         return number
 
-    cursor.create_function(_IDENTITY, identity, [], "BIGINT", side_effects=True)
+    cursor.create_function(IDENTITY, identity, [], "BIGINT", side_effects=True)
     _registered.append(identity)
     return instance
 

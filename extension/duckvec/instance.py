@@ -28,17 +28,27 @@ from duckvec.states import (
     Session,
     StoredPlan,
 )
-from duckvec.tables import Caller, Table
+from duckvec.tables import Caller, Table, find_table
+from duckvec.tables import databases as attached_databases
 from duckvec.tracking import Generation
 
 logger = logging.getLogger("duckvec")
 
-_instances: dict[int, Instance] = {}
+# By the number of a session: those that are loaded, and those whose object is gone.
+loaded: dict[int, Instance] = {}
+forgotten: dict[int, Instance] = {}
 
 LOOKUP_SECONDS = 1.0
 
 _DATABASE = """
-SELECT path, readonly, type, encrypted
+SELECT
+    path,
+    readonly,
+    type,
+    encrypted,
+    database_oid > (
+        SELECT min(database_oid) FROM duckdb_databases() WHERE NOT internal
+    )
 FROM duckdb_databases()
 WHERE database_oid = $oid
 """
@@ -47,7 +57,8 @@ WHERE database_oid = $oid
 class Instance:
     """One DuckDB instance with duckvec loaded; any thread may call any method."""
 
-    def __init__(self, directory: str | None, threads: int) -> None:
+    def __init__(self, number: int, directory: str | None, threads: int) -> None:
+        self.number = number
         self.lock = threading.RLock()
         self.keeper = Keeper("duckvec-keeper")
         self.armer = Keeper("duckvec-armer")
@@ -71,7 +82,7 @@ class Instance:
                 return known
             session = Session(connection)
             self.sessions[session.number] = session
-            _instances[session.number] = self
+            loaded[session.number] = self
             finalizer = weakref.finalize(
                 connection, self._forget_session, session.number
             )
@@ -86,8 +97,14 @@ class Instance:
         return None
 
     def remove_session(self, session: Session) -> None:
-        """Forget a connection, and end its guards."""
+        """Forget a connection and end its guards; after the last, let short work end.
+
+        Called by the user's own call, on the connection's thread.
+        """
         self._forget_session(session.number)
+        if not self.sessions:
+            for task in self.armer.pending():
+                task.wait_briefly()
 
     def background_cursor(self) -> duckdb.DuckDBPyConnection:
         """Return a cursor that outlives the connections: for a burst of work.
@@ -135,15 +152,54 @@ class Instance:
         if state is not None and state.name == name:
             return state
         found = cursor.execute(_DATABASE, {"oid": oid}).fetchall()
-        path, read_only, kind, encrypted = found[0]
-        state = DatabaseState(name, oid, path, read_only, kind, encrypted)
+        state = DatabaseState(name, oid, *found[0])
+        kind = state.kind
         if kind == "duckdb" and name not in ("system", "temp"):
             self._read_catalog(cursor, state)
         with self.lock:
             known = self.databases.setdefault(oid, state)
             if known.name != name:
                 self.databases[oid] = known = state
+            for other in list(self.databases.values()):
+                if other.name == name and other.oid != oid:
+                    del self.databases[other.oid]  # detached: its name is taken
         return known
+
+    def look_at_all(self, cursor: duckdb.DuckDBPyConnection) -> list[DatabaseState]:
+        """Return the states of all attached databases, and forget detached ones.
+
+        Args:
+            cursor: inside a read-only transaction.
+        """
+        attached = attached_databases(cursor)
+        self.forget_detached({oid for _, oid in attached})
+        return [self.database(cursor, name, oid) for name, oid in attached]
+
+    def look_for_catalog(
+        self, cursor: duckdb.DuckDBPyConnection, state: DatabaseState
+    ) -> None:
+        """Notice a catalog that came with an import or a copy, or was dropped.
+
+        Called in the keeper's thread only, where catalogs are made and files written.
+
+        Args:
+            cursor: inside a read-only transaction that began just now.
+            state: a database that is open for writing.
+        """
+        there = catalog.exists(cursor, state.name)
+        if there and not state.has_catalog:
+            self._read_catalog(cursor, state)
+        elif state.has_catalog and not there:
+            with self.lock:
+                state.has_catalog, state.mark = False, None
+                state.indexes.clear()
+            paths.remove_orphans(self.folder(state), set())
+
+    def forget_detached(self, attached: set[int]) -> None:
+        """Forget the databases whose numbers are not among those attached."""
+        with self.lock:
+            for oid in set(self.databases) - attached:
+                del self.databases[oid]
 
     def folder(self, state: DatabaseState) -> Path:
         """Return the folder for a database's artifacts; it need not exist yet."""
@@ -237,7 +293,12 @@ class Instance:
             for row in catalog.read_indexes(cursor, state.name):
                 rows = sorted(by_index.get(row.index_id, []), key=_segment_number)
                 segments = tuple(Segment(segment, folder) for segment in rows)
-                state.indexes[row.key] = IndexState(row, segments)
+                index = state.indexes[row.key] = IndexState(row, segments)
+                path = quote_path((state.name, row.schema_name, row.table_name))
+                caller = Caller(0, state.name, row.schema_name, "")
+                table = find_table(cursor, path, caller)
+                if table is not None and table.has_column(row.column_name):
+                    index.seen = table
             if not state.read_only:
                 # No build of this process writes here before the catalog was read.
                 paths.remove_orphans(folder, _named_files(state))
@@ -263,17 +324,19 @@ class Instance:
         """Stop the background work and let go of everything, at the process's end."""
         for thread in (self.warden, self.keeper, self.armer):
             thread.stop(timeout=10)
+        for number in list(self.sessions):
+            self._forget_session(number)
         with self.lock:
-            for number in list(self.sessions):
-                self._forget_session(number)
             self._release()
 
     def _forget_session(self, number: int) -> None:
         with self.lock:
-            _instances.pop(number, None)
+            loaded.pop(number, None)
             session = self.sessions.pop(number, None)
             if session is None:
                 return
+            if session.connection() is None:
+                forgotten[number] = self
             guards = list(session.guards.values())
             session.guards.clear()
         for guard in guards:
@@ -300,19 +363,6 @@ class Instance:
             paths.remove_orphans(folder, set())
             paths.remove_folder_if_empty(folder)
         self._temporary_folders.clear()
-
-
-def find_session(number: int) -> tuple[Instance, Session]:
-    """Return the session of a number, which is unique in the process, and its instance.
-
-    Raises:
-        ClosedError: it is gone.
-    """
-    instance = _instances.get(number)
-    session = instance.sessions.get(number) if instance else None
-    if instance is None or session is None:
-        raise ClosedError("duckvec was unloaded from this connection; load it again")
-    return instance, session
 
 
 def _named_files(state: DatabaseState) -> set[str]:

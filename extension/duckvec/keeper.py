@@ -101,14 +101,14 @@ class Task:
             raise self._error
         return self._result
 
-    def wait_briefly(self) -> bool:
+    def wait_briefly(self, seconds: float = BRIEF_SECONDS) -> bool:
         """Wait a moment inside a call of the user's; return whether the work is done.
 
         Most work is short, and then over before the call returns, so that nothing of
         ours keeps the file open when the connection is closed next. Long work goes on.
         """
         try:
-            self.wait(BRIEF_SECONDS)
+            self.wait(seconds)
         except (VectorIndexError, duckdb.Error, OSError, TimeoutError) as error:
             logger.debug("%s", error)
         return self.done

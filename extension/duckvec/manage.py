@@ -10,7 +10,7 @@ from typing import Any
 
 import duckdb
 
-from duckvec import builder, catalog, paths
+from duckvec import background, builder, catalog, moves, paths
 from duckvec.catalog import IndexRow
 from duckvec.errors import (
     ColumnError,
@@ -88,6 +88,7 @@ def create(
     params = check_build_params(kind, given, length)
     order = Order(table, column, kind, metric, params, size)
     kind.library_version()  # a missing library shows before anything is written
+    background.settle(instance, state).wait()
     _ensure_catalog(instance, state)
 
     def work(task: Task) -> IndexRow:
@@ -96,6 +97,7 @@ def create(
             raise NotIndexableError(
                 f"the rows of {table.label} cannot be held still; try again"
             )
+        moves.settle(task, instance, state)
         return builder.build_index(task, instance, state, order, chain)
 
     with pinned(instance, session, state):
@@ -120,10 +122,11 @@ def drop(
             instance, session, collection, column_name, caller, "changed"
         )
     except (UnknownCollectionError, ColumnError):
-        gone = _drop_of_gone_table(instance, collection, column_name, caller)
+        gone = _drop_of_gone_table(instance, session, collection, column_name, caller)
         if gone is None:
             raise
         return gone
+    background.settle(instance, state).wait()
     key = catalog.index_key(table.schema, table.name, column.name)
     index = state.indexes.get(key)
     if index is None:
@@ -137,26 +140,36 @@ def drop(
 
 
 def _drop_of_gone_table(
-    instance: Instance, collection: str | None, column_name: str | None, caller: Caller
+    instance: Instance,
+    session: Session,
+    collection: str | None,
+    column_name: str | None,
+    caller: Caller,
 ) -> dict[str, Any] | None:
     """Forget an index whose table or column is gone; None where there is none."""
     parts = parse_collection(collection)
+    with read_only(session.cursor()) as cursor:
+        states = instance.look_at_all(cursor)
     for database, schema in places(parts, caller):
-        for state in list(instance.databases.values()):
+        for state in states:
             if state.name.lower() != database or state.read_only:
                 continue
             for index in list(state.indexes.values()):
                 row = index.row
                 same_table = row.key[:2] == (schema, parts[-1].lower())
                 if same_table and column_name in (None, row.column_name):
-                    forget = functools.partial(
-                        builder.forget_index,
-                        instance=instance,
-                        state=state,
-                        index=index,
-                    )
-                    name = f"drop_vector_index on {row.table_name}"
-                    instance.keeper.submit(name, forget).wait()
+                    background.settle(instance, state).wait()
+                    if index.row is not row:
+                        return None  # it has another name now
+                    if state.indexes.get(row.key) is index:
+                        forget = functools.partial(
+                            builder.forget_index,
+                            instance=instance,
+                            state=state,
+                            index=index,
+                        )
+                        name = f"drop_vector_index on {row.table_name}"
+                        instance.keeper.submit(name, forget).wait()
                     return _result(
                         row.table_name, row.column_name, row.metric, row.dimension
                     )

@@ -93,7 +93,7 @@ def plan_search(
         table, state = looked_up
         condition = None
     column = find_column(table, request.column_name)
-    index = instance.index(table, column.name) if table.kind == "table" else None
+    index = background.find_index(instance, session, state, table, column.name)
     row = index.row if index else None
     search = Search(
         table,

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from duckvec.errors import ColumnError
 from duckvec.metrics import Metric
+from duckvec.segments import hash_vectors
 from duckvec.sql_text import quote_identifier
 from duckvec.tables import Table, VectorColumn
 
@@ -135,6 +136,25 @@ def _matrix(column: Any, dimension: int) -> NDArray[np.float32]:
     values = column.values.slice(column.offset * dimension, len(column) * dimension)
     matrix: NDArray[np.float32] = values.to_numpy(zero_copy_only=False)
     return matrix.reshape(-1, dimension)
+
+
+def hash_row(
+    cursor: duckdb.DuckDBPyConnection, table: Table, column: VectorColumn, rowid: int
+) -> int | None:
+    """Return the hash of the vector in one row; None where the row is gone.
+
+    What is no whole vector has a hash that none has.
+    """
+    name = quote_identifier(column.name)
+    found = cursor.execute(
+        f"SELECT {name} FROM {table.path} WHERE rowid = {rowid:d}"
+    ).fetchall()
+    if not found:
+        return None
+    vector = found[0][0]
+    if not vector or None in vector:
+        return -1
+    return int(hash_vectors(np.array([vector], dtype=np.float32))[0])
 
 
 def read_rowids(

@@ -31,6 +31,7 @@ from duckvec.metrics import METRICS
 
 MAGIC = b"DUCKVEC\x00"
 FORMAT_VERSION = 1
+SAMPLES = 5
 _PREFIX = struct.Struct("<8sII")
 _DIGEST_BYTES = 16
 _BLOCK_BYTES = 1 << 22
@@ -100,6 +101,7 @@ class Segment:
         self._lock = threading.Lock()
         self._index = index
         self.error: str | None = None
+        self.samples: tuple[tuple[int, int], ...] = ()
 
     def index(self) -> SegmentIndex:
         """Return the opened index, verifying its file before a library reads it.
@@ -166,10 +168,16 @@ class Segment:
             ArtifactError: the map file is missing, cut or altered.
         """
         try:
-            return self._read_map()[1:]
+            _, rowids, hashes = self._read_map()
+            return rowids, hashes
         except ArtifactError as error:
             self.error = str(error)
             raise
+
+    def keep_samples(self, hashes: NDArray[np.uint64]) -> None:
+        """Keep position and hash of a few entries, to know their rows again by."""
+        places = np.unique(np.linspace(0, len(hashes) - 1, SAMPLES, dtype=np.int64))
+        self.samples = tuple((int(place), int(hashes[place])) for place in places)
 
     def _open(self) -> SegmentIndex:
         header, _, _ = self._read_map()
@@ -220,6 +228,7 @@ class Segment:
             raise broken
         rowids = np.frombuffer(body, np.int64, count, start)
         hashes = np.frombuffer(body, np.uint64, count, start + 8 * count)
+        self.keep_samples(hashes)
         return header, rowids, hashes
 
 
@@ -295,7 +304,9 @@ def write_segment(
             "checksum": digest.hex(),
         }
     )
-    return Segment(finished, folder, index)
+    segment = Segment(finished, folder, index)
+    segment.keep_samples(hashes)
+    return segment
 
 
 def file_checksum(path: Path) -> str:

@@ -27,6 +27,8 @@ from duckvec.tracking import Generation, Guard, Mark
 COMMIT_BYTES, COMMIT_SLACK_BYTES = 134, 8
 # So long after the last change of its file a commit is visible that was on disk.
 SETTLED_SECONDS = 2.0
+# How often a connection is asked whether it is open, where nothing tells otherwise.
+ASK_SECONDS = 1.0
 
 _session_numbers = itertools.count(1)
 
@@ -38,13 +40,18 @@ class Session:
     """One loaded connection, known by a number that its macros carry.
 
     Only a weak reference to the connection is held, so that letting go of it closes
-    it; its guards are cursors of it, and end with it.
+    it; its guards are cursors of it, and end with it. Python's default connection,
+    which nothing but its end closes, is `kept` once nobody else held it.
     """
 
-    def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
-        self.number = next(_session_numbers)
+    def __init__(
+        self, connection: duckdb.DuckDBPyConnection, number: int | None = None
+    ) -> None:
+        self.number = next(_session_numbers) if number is None else number
+        self.kept: duckdb.DuckDBPyConnection | None = None
         self.connection = weakref.ref(connection)
         self.guards: dict[int, Guard] = {}
+        self._asked_at = time.monotonic()
 
     def cursor(self) -> duckdb.DuckDBPyConnection:
         """Return a new cursor of the connection.
@@ -68,6 +75,21 @@ class Session:
         except ClosedError:
             return False
         return True
+
+    def seems_closed(self, log_bytes: int, now: float) -> bool:
+        """Tell whether the connection was closed, which takes the log along.
+
+        To ask it, one has to hold it, and its file would stay open if it were let go of
+        just then: so it is asked only where there is no log, and now and then.
+
+        Args:
+            log_bytes: length of the log of a database that it searched.
+            now: the time on the monotonic clock.
+        """
+        if log_bytes and now - self._asked_at < ASK_SECONDS:
+            return False
+        self._asked_at = now
+        return not self.open
 
 
 @dataclass(frozen=True)
@@ -98,6 +120,12 @@ class IndexState:
         surplus_sign: the database's change sign when `surplus` was counted.
         surplus_at: when that was, on the monotonic clock.
         surplus: indexed rows that are gone.
+        looks: how often a row was looked at to see whether it still has its vector.
+        witnessed: generation and change sign for which its table was looked into.
+        seen: the table as it was found last, to know it again by its number; None
+            where it was not there when the catalog was read.
+        looked: once nothing certain was found of what became of its table: identity
+            of the table that had its name then, () where none had.
     """
 
     row: IndexRow
@@ -109,6 +137,10 @@ class IndexState:
     surplus_sign: object = None
     surplus_at: float = -math.inf
     surplus: int = 0
+    witnessed: tuple[int, object] | None = None
+    looks: int = 0
+    seen: Table | None = None
+    looked: tuple[int, str] | tuple[()] | None = None
 
     def is_for(self, table: Table) -> bool:
         """Tell whether the current generation was made from this very table."""
@@ -136,6 +168,7 @@ class DatabaseState:
         read_only: whether it is attached so.
         kind: its type, "duckdb" for DuckDB's own.
         encrypted: whether it is.
+        attached: whether it came later than the instance's first, by ATTACH.
         has_catalog: whether the schema `duckvec` is there.
         catalog_seals: where this process made the catalog, for each database by name:
             the number of a transaction that began after that.
@@ -147,6 +180,7 @@ class DatabaseState:
         epoch: the one that it committed last; None: the table has to be asked.
         changes: how often others were seen to have changed the database.
         mark: the last one taken.
+        log_limit: bytes of its log from which on it is checkpointed.
         log_looked_at: when the length of its log was looked at, on the monotonic clock.
     """
 
@@ -156,6 +190,7 @@ class DatabaseState:
     read_only: bool
     kind: str
     encrypted: bool
+    attached: bool = False
     has_catalog: bool = False
     catalog_seals: dict[str, int] = field(default_factory=dict)
     error: str | None = None
@@ -166,6 +201,7 @@ class DatabaseState:
     epoch: int | None = None
     changes: int = 0
     mark: Mark | None = None
+    log_limit: int = 1 << 24
     log_looked_at: float = 0.0
     _sign: ChangeSign | None = None
     _changed_at: float = 0.0

@@ -44,6 +44,12 @@ FROM duckdb_databases()
 WHERE NOT internal
 ORDER BY database_name
 """
+_TABLES_OF_DATABASE = """
+SELECT database_name, schema_name, table_name, database_oid, table_oid, sql
+FROM duckdb_tables()
+WHERE database_oid = $database_oid AND NOT internal
+ORDER BY ALL
+"""
 _ALL_NAMES = """
 SELECT table_name FROM duckdb_tables() WHERE NOT internal AND schema_name <> 'duckvec'
 UNION
@@ -98,11 +104,18 @@ class Table:
         """The name for people, in quotes."""
         return quote_identifier(self.name)
 
+    def has_column(self, name: str) -> bool:
+        """Whether it has a column of that name, of any type."""
+        return any(own.lower() == name.lower() for own, _ in self.columns)
+
     @property
     def hides_rowid(self) -> bool:
         """Whether a column of its own hides the pseudo-column rowid."""
         return any(name.lower() == "rowid" for name, _ in self.columns)
 
+
+TableRow = tuple[str, str, str, int, int, str | None]
+"""A table as it is listed: database, schema, name, their numbers, and definition."""
 
 _columns_cache: dict[tuple[int, int, str], tuple[tuple[str, str], ...]] = {}
 
@@ -140,30 +153,41 @@ def find_table(
     for kind, sql in (("table", _FIND_TABLE), ("view", _FIND_VIEW)):
         found = cursor.execute(sql, {"name": parts[-1]}).fetchall()
         by_place = {
-            (database.lower(), schema.lower()): rest
-            for database, schema, *rest in ((r[0], r[1], *r) for r in found)
+            (database.lower(), schema.lower()): (database, schema, *rest)
+            for database, schema, *rest in found
         }
         for place in places(parts, caller):
             if place in by_place:
-                database, schema, name, database_oid, oid, definition = by_place[place]
-                key = (database_oid, oid, definition)
-                columns = _columns_cache.get(key) if kind == "table" else None
-                if columns is None:
-                    columns = _read_columns(cursor, database_oid, schema, oid)
-                    if len(_columns_cache) > 1000:
-                        _columns_cache.clear()
-                    _columns_cache[key] = columns
-                return Table(
-                    database,
-                    database_oid,
-                    schema,
-                    name,
-                    oid,
-                    kind,
-                    columns,
-                    definition or "",
-                )
+                return read_table(cursor, by_place[place], kind)
     return None
+
+
+def list_tables(cursor: duckdb.DuckDBPyConnection, database_oid: int) -> list[TableRow]:
+    """Return a row for each table of one database, for `read_table`.
+
+    Args:
+        cursor: inside a read-only transaction.
+        database_oid: the number of the database.
+    """
+    found = cursor.execute(_TABLES_OF_DATABASE, {"database_oid": database_oid})
+    return found.fetchall()
+
+
+def read_table(
+    cursor: duckdb.DuckDBPyConnection, row: TableRow, kind: str = "table"
+) -> Table:
+    """Return a table or view with its columns, which are read where they changed."""
+    database, schema, name, database_oid, oid, definition = row
+    key = (database_oid, oid, definition or "")
+    columns = _columns_cache.get(key) if kind == "table" else None
+    if columns is None:
+        columns = _read_columns(cursor, database_oid, schema, oid)
+        if len(_columns_cache) > 1000:
+            _columns_cache.clear()
+        _columns_cache[key] = columns
+    return Table(
+        database, database_oid, schema, name, oid, kind, columns, definition or ""
+    )
 
 
 def require_table(

@@ -1,0 +1,53 @@
+"""Which connection a search was made on: the session behind a macro's number."""
+
+from __future__ import annotations
+
+import duckdb
+
+from duckvec.errors import ClosedError
+from duckvec.instance import Instance, forgotten, loaded
+from duckvec.states import Session
+from duckvec.tables import read_only
+
+# The function that returns the number of the instance that it is called in.
+IDENTITY = "__duckvec_instance"
+
+
+def find_session(number: int) -> tuple[Instance, Session]:
+    """Return the session of a number, which is unique in the process, and its instance.
+
+    Raises:
+        ClosedError: it is gone.
+    """
+    instance = loaded.get(number)
+    session = instance.sessions.get(number) if instance else None
+    if session is None:
+        instance = forgotten.get(number)
+        session = _find_default_connection(instance, number) if instance else None
+    if instance is None or session is None:
+        raise ClosedError("duckvec was unloaded from this connection; load it again")
+    return instance, session
+
+
+def _find_default_connection(instance: Instance, number: int) -> Session | None:
+    """Return the session of `duckdb.default_connection()`, found again; or None.
+
+    Python's object for it is a new one each time, and may be gone while the connection
+    goes on. This runs inside a search on a connection whose object is gone: it can be
+    no other one.
+    """
+    try:
+        connection = duckdb.default_connection()
+        with read_only(connection.cursor()) as cursor:
+            found = cursor.execute(f"SELECT {IDENTITY}()").fetchall()
+    except duckdb.Error:
+        return None
+    if found[0][0] != instance.number:
+        return None
+    session = Session(connection, number)
+    session.kept = connection
+    with instance.lock:
+        instance.sessions[number] = session
+        loaded[number] = instance
+        forgotten.pop(number, None)
+    return session
