@@ -127,7 +127,7 @@ def plan_search(
         "generation": generation.number,  # checked again at execution
         "k": k,
         "watermark": generation.watermark,
-        "params": {**row.search_params, **params},
+        "params": params,
     }
     values = {
         "ticket": quote_literal(json.dumps(ticket)),

@@ -16,6 +16,7 @@ import duckdb
 
 from duckvec.catalog import IndexRow
 from duckvec.errors import ClosedError
+from duckvec.keeper import Task
 from duckvec.segments import Segment
 from duckvec.tables import Table
 from duckvec.tracking import Generation, Guard, Mark
@@ -93,6 +94,12 @@ class IndexState:
             not ask for it again and again.
         surplus_sign: the database's change sign when `surplus` was counted.
         surplus: indexed rows that are gone.
+        work: the task that writes segments for it now.
+        failures: how often background work on it failed in a row.
+        retry_at: when it may be tried again, on the monotonic clock.
+        changing: held by background threads while they change or prove it; no query
+            waits for it.
+        changer: the task that holds it.
     """
 
     row: IndexRow
@@ -103,6 +110,11 @@ class IndexState:
     failed: tuple[int, tuple[int, str] | None] | None = None
     surplus_sign: object = None
     surplus: int = 0
+    work: Task | None = None
+    failures: int = 0
+    retry_at: float = 0.0
+    changing: threading.Lock = field(default_factory=threading.Lock)
+    changer: Task | None = None
 
     def is_for(self, table: Table) -> bool:
         """Tell whether the current generation was made from this very table."""
@@ -114,10 +126,23 @@ class IndexState:
         generation = self.generation
         return self.is_for(table) and bool(generation and generation.entries)
 
+    def succeeded(self) -> None:
+        """Forget failures: background work on it went well, or it was made anew."""
+        self.last_error = self.failed = None
+        self.failures, self.retry_at = 0, 0.0
+
     def use(self, generation: Generation | None) -> None:
         """Make `generation` the one that new plans get; running ones keep theirs."""
         self.previous, self.generation = self.generation, generation
         self.surplus_sign, self.surplus = None, 0
+
+
+@dataclass(frozen=True)
+class Building:
+    """An index that is being created: its row as far as it is known, and the task."""
+
+    row: IndexRow
+    task: Task
 
 
 @dataclass
@@ -136,11 +161,16 @@ class DatabaseState:
         error: why its catalog cannot be used.
         folder: where its artifacts lie, once somebody asked.
         indexes: by catalog key.
+        building: those that are being created, by catalog key.
         committing: held while the epoch is advanced; no query waits for it.
         commits: how often this process advanced the epoch.
         changes: how often others were seen to have changed the database.
         mark: the last one taken.
         log_looked_at: when the length of its log was looked at, on the monotonic clock.
+        counted: whether its tails were ever counted.
+        counted_at: when they were, or the watch began, on the monotonic clock.
+        counted_sign: its change sign then.
+        quiet_looks: how many looks in a row found nothing to do.
     """
 
     name: str
@@ -154,11 +184,16 @@ class DatabaseState:
     error: str | None = None
     folder: Path | None = None
     indexes: dict[tuple[str, str, str], IndexState] = field(default_factory=dict)
+    building: dict[tuple[str, str, str], Building] = field(default_factory=dict)
     committing: threading.Lock = field(default_factory=threading.Lock)
     commits: int = 0
     changes: int = 0
     mark: Mark | None = None
     log_looked_at: float = 0.0
+    counted: bool = False
+    counted_at: float = 0.0
+    counted_sign: ChangeSign | None = None
+    quiet_looks: int = 0
     _sign: ChangeSign | None = None
     _commit_bytes: int | None = None
     _last_added: int | None = None
