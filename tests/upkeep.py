@@ -57,6 +57,13 @@ def wait_for_silence() -> None:
     eventually(lambda: not threads(), 20)
 
 
+def let_background_end() -> None:
+    """Wait a while for work that may have a database file open for a moment."""
+    until = time.monotonic() + 20
+    while threads() - {"duckvec-watch", "duckvec-warden"} and time.monotonic() < until:
+        time.sleep(0.005)
+
+
 def info(con: duckdb.DuckDBPyConnection) -> dict[str, Any]:
     """Return the only row of vector_indexes()."""
     result = con.execute("FROM vector_indexes()")

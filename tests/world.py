@@ -29,6 +29,7 @@ from tests.comparison import (
     check_plain,
     goes_by_index,
 )
+from tests.upkeep import let_background_end
 from tests.world_parts import (
     REFUSALS,
     REFUSED,
@@ -73,6 +74,7 @@ class World:
 
     def open(self, way: str = "connect", read_only: bool = False) -> None:
         """Open the database and load every session."""
+        let_background_end()
         alone = read_only and not self.attached
         file = ":memory:" if self.options.place != "file" else str(self.path)
         if way == "connect":
@@ -114,6 +116,7 @@ class World:
 
     def crash(self) -> None:
         """Go on with a copy of the files as they are now, as after a power failure."""
+        let_background_end()  # the copies are not made in one moment
         number = int(re.findall(r"\d+", self.path.name)[0]) + 1
         copy_path = self.folder / f"world{number}.db"
         for suffix in ("", ".wal", ".duckvec"):

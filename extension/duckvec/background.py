@@ -39,6 +39,10 @@ COUNT_SECONDS = 0.5
 FIRST_COUNT_SECONDS = 2.0
 # While counting finds nothing to do it becomes rarer, down to this.
 MOST_COUNT_SECONDS = 8.0
+# A database in memory does not tell whether it changed: it is counted this often.
+MOST_MEMORY_SECONDS = 2.0
+# How long plans may name the generation before the current one.
+PREVIOUS_SECONDS = 30.0
 # Rows may take less space on disk than in memory: by this factor at most, most often.
 COMPRESSION = 4
 
@@ -180,11 +184,22 @@ def _look(instance: Instance) -> float | None:
     states = [state for state in _states(instance) if _wanting(state)]
     if not states or not instance.is_open:
         return None
+    for state in states:
+        _let_go(instance, state)
     if not instance.sealer.pending():
         for state in states:
             if _wants_counting(state):
                 _submit(instance, state)
     return LOOK_SECONDS
+
+
+def _let_go(instance: Instance, state: DatabaseState) -> None:
+    """Give back the memory of segments that no plan is about to search any more."""
+    for index in _wanting(state):
+        with instance.lock:
+            age = time.monotonic() - index.used_since
+            if index.previous is not None and age > PREVIOUS_SECONDS:
+                index.previous = None
 
 
 def _wants_counting(state: DatabaseState) -> bool:
@@ -199,7 +214,7 @@ def _wants_counting(state: DatabaseState) -> bool:
     pause = min(COUNT_SECONDS * 2.0**state.quiet_looks, MOST_COUNT_SECONDS)
     sign, before = state.change_sign(), state.counted_sign
     if sign is None or before is None:
-        return since >= pause
+        return since >= min(pause, MOST_MEMORY_SECONDS)
     if not state.counted and since >= FIRST_COUNT_SECONDS:
         return True  # there may be a tail from before
     if sign == before:

@@ -22,6 +22,7 @@ from duckvec.tables import (
     has_column,
     read_only,
 )
+from duckvec.upkeep import row_ids_hold
 
 
 def list_indexes(instance: Instance, session: Session) -> list[dict[str, Any]]:
@@ -167,7 +168,10 @@ def _status(
     for segment in index.segments:
         if error := segment.check():
             return "broken", error, 1.0
-    if index.segments and not index.is_for(table):
+    generation = index.generation if index.is_for(table) else None
+    if index.segments and not (
+        generation and row_ids_hold(instance, state, generation)
+    ):
         background.wait_briefly(background.prepare(instance, state))
         for segment in index.segments:
             if error := segment.check():

@@ -89,7 +89,10 @@ def rewrite_index(
         OutdatedError: rows moved, or the index was changed by others; nothing was done.
     """
     started = time.perf_counter()
-    row, segments = index.row, index.segments
+    with instance.lock:
+        row, segments = index.row, index.segments
+    if row.dropped or {part.segment for part in base.segments} != set(segments):
+        raise OutdatedError(f"the index on {table.label} was changed; try again")
     order = Order(
         table,
         column_of(table, row),
@@ -127,7 +130,7 @@ def rewrite_index(
                     )
                 if len(rowids):
                     writer.write(vectors, rowids)
-            del vectors
+                del vectors, rowids  # before the next ones are read
             new = tuple(
                 sorted((*kept, *writer.segments), key=lambda each: each.row.segment)
             )

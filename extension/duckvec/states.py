@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import os
 import threading
+import time
 import weakref
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -89,6 +90,7 @@ class IndexState:
         segments: those of the catalog, opened or not.
         generation: what new plans may use, once proven.
         previous: the one before, for plans that are about to run.
+        used_since: since when the current one is used, on the monotonic clock.
         last_error: what the background failed at last.
         failed: chain and table identity for which a proof failed, so that searches do
             not ask for it again and again.
@@ -106,6 +108,7 @@ class IndexState:
     segments: tuple[Segment, ...] = ()
     generation: Generation | None = None
     previous: Generation | None = None
+    used_since: float = 0.0
     last_error: str | None = None
     failed: tuple[int, tuple[int, str] | None] | None = None
     surplus_sign: object = None
@@ -134,6 +137,7 @@ class IndexState:
     def use(self, generation: Generation | None) -> None:
         """Make `generation` the one that new plans get; running ones keep theirs."""
         self.previous, self.generation = self.generation, generation
+        self.used_since = time.monotonic()
         self.surplus_sign, self.surplus = None, 0
 
 

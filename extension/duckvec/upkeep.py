@@ -142,6 +142,11 @@ def compact_index(
     """
     misses = 0
     while True:
+        if index.row.dropped:
+            raise NotIndexableError(
+                f'the index on "{index.row.table_name}" was dropped meanwhile; create '
+                "one with create_vector_index"
+            )
         chain = current_chain(task, instance, state)
         index.failed = None
         table = prove_where_needed(task, instance, state, index, chain)
@@ -150,7 +155,7 @@ def compact_index(
         refresh_index(task, instance, state, index, table)
         base = index.generation
         if base is None:
-            raise NotIndexableError(f"the index on {table.label} was dropped meanwhile")
+            continue
         counts = _count(instance, table, index, base)
         sizes = _sizes(base)
         _, capacity = _shape(table, index)
@@ -185,14 +190,20 @@ def _improve(
     threads: int,
 ) -> bool:
     """Do the one thing that is most due; return whether there was one."""
+    if index.row.dropped:
+        return False
     table = locate(instance, state, index)
     if not thorough and (table is None or not _is_due(instance, state, index, table)):
         return False
     chain = current_chain(task, instance, state)
     table = prove_where_needed(task, instance, state, index, chain)
     base = index.generation
-    if table is None or base is None or base.chain != chain:
+    if table is None:
+        # Nothing helps but the next search's try, or a new index.
+        index.retry_at = time.monotonic() + MOST_RETRY_SECONDS
         return False
+    if base is None or base.chain != chain:
+        raise OutdatedError(f"the index on {table.label} was changed meanwhile")
     counts = _count(instance, table, index, base)
     gone = base.covered_rows - (counts.rows - counts.tail_rows)
     if gone > policy.LOOK_SHARE * base.covered_rows:
@@ -249,11 +260,13 @@ def _is_due(
             return True
     if gone > policy.GONE_SHARE * max(1, entries):
         return True
-    proven = generation is not None and _holds(instance, state, generation)
+    proven = generation is not None and row_ids_hold(instance, state, generation)
     return tail >= policy.rows_to_seal(dimension, capacity, entries, proven)
 
 
-def _holds(instance: Instance, state: DatabaseState, generation: Generation) -> bool:
+def row_ids_hold(
+    instance: Instance, state: DatabaseState, generation: Generation
+) -> bool:
     """Tell whether a generation's row ids still hold, as far as one look tells."""
     if standing_chain(instance, state) == generation.chain:
         return True
