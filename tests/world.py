@@ -74,7 +74,6 @@ class World:
 
     def open(self, way: str = "connect", read_only: bool = False) -> None:
         """Open the database and load every session."""
-        let_background_end()
         alone = read_only and not self.attached
         file = ":memory:" if self.options.place != "file" else str(self.path)
         if way == "connect":
@@ -112,6 +111,7 @@ class World:
             if not drop_references:
                 session.con.close()
         self.sessions = []
+        let_background_end()
         self.note("-- closed")
 
     def crash(self) -> None:
