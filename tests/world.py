@@ -296,6 +296,9 @@ class World:
         # The table of that name that is committed may have another element type.
         stale = self.is_stale(session, table)
         subject = replace(with_ef(subject, k), rounded=stale)
+        if stale and table.name not in self.tables and "metric" not in subject.options:
+            # Renamed or dropped by another: which metric its index had cannot be told.
+            subject = replace(subject, metric="L2")
         where = None
         if rng.random() < 0.2:
             where = str(
