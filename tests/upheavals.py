@@ -33,6 +33,8 @@ NOT_NOW = (
     "meanwhile; try again",
     "no table",
     "to compact",
+    "dimensions now",
+    "is gone",
 )
 
 # Indexes
