@@ -38,6 +38,7 @@ CREATE TABLE IF NOT EXISTS {schema}.segments (
     dimension       INTEGER NOT NULL,
     row_count       BIGINT NOT NULL,
     params          VARCHAR NOT NULL,
+    search_params   VARCHAR NOT NULL,
     file            VARCHAR NOT NULL,
     map_file        VARCHAR NOT NULL,
     size_bytes      BIGINT NOT NULL,

@@ -1,4 +1,4 @@
--- Building and dropping. The functions with side effects run once, inside a
+-- Building, dropping and compacting. The functions with side effects run once, inside a
 -- materialized common table expression; their result carries either a row or the
 -- sentence of an error. A scalar and a table macro share each name, so that
 -- CALL f(), FROM f() and SELECT f() all work.
@@ -82,6 +82,41 @@ CREATE OR REPLACE TEMP MACRO drop_vector_index(
 ) AS TABLE
 WITH result AS MATERIALIZED (
     SELECT __duckvec_drop(
+        {session},
+        collection,
+        column_name,
+        current_database(),
+        current_schema(),
+        current_setting('search_path')
+    ) AS result
+)
+SELECT unnest(__duckvec_row(result)) FROM result;
+
+-- vector_compact
+
+CREATE OR REPLACE TEMP MACRO vector_compact(
+    collection,
+    column_name := NULL
+) AS list_transform(
+    [
+        __duckvec_compact(
+            {session},
+            collection,
+            column_name,
+            current_database(),
+            current_schema(),
+            current_setting('search_path')
+        )
+    ],
+    lambda result: __duckvec_row(result)
+)[1];
+
+CREATE OR REPLACE TEMP MACRO vector_compact(
+    collection,
+    column_name := NULL
+) AS TABLE
+WITH result AS MATERIALIZED (
+    SELECT __duckvec_compact(
         {session},
         collection,
         column_name,

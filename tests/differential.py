@@ -7,6 +7,7 @@ process that hangs or dies leaves it behind.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -22,6 +23,7 @@ import numpy as np
 from duckvec.index_types import INDEX_TYPES
 from tests.operations import OPERATIONS, READ_ONLY, WEIGHTS
 from tests.upheavals import make_table
+from tests.upkeep import impatient
 from tests.world import World
 from tests.world_parts import DIMENSIONS, TABLES, Options
 
@@ -81,10 +83,12 @@ def options_of(seed: int, large: bool = False) -> Options:
     if large:
         # Row ids of common tables move only where whole row groups, of 122,880 rows,
         # can be merged.
-        return Options("file", 260_000, (2, 3), ("FLAT", "IVF_FLAT", "IVF_SQ8"))
+        types = ("FLAT", "IVF_FLAT", "IVF_SQ8")
+        return Options("file", 260_000, (2, 3), types, impatient=bool(seed % 2))
     place = PLACES[seed % len(PLACES)]
     rows = int(rng.choice([60, 1500, 5000]))
-    return Options(place, rows, DIMENSIONS, tuple(INDEX_TYPES))
+    impatient = bool(rng.random() < 0.6)
+    return Options(place, rows, DIMENSIONS, tuple(INDEX_TYPES), impatient)
 
 
 def draw_steps(seed: int, count: int) -> list[Step]:
@@ -125,6 +129,9 @@ def run_steps(
     report = Report()
     world = World(folder, options_of(seed, large), seed)
     world.verbose = verbose
+    stack = contextlib.ExitStack()
+    if world.options.impatient:
+        stack.enter_context(impatient())
     try:
         _begin(world, large)
         for step in steps:
@@ -143,6 +150,7 @@ def run_steps(
         raise Failure(seed, done, file, reason) from error
     finally:
         world.close()
+        stack.close()
     report.counts = world.counts
     report.recalls = world.recalls
     return report

@@ -47,6 +47,7 @@ KEYED = {"packed", "graphs"}
 EXPECTED = re.compile(
     r"write transactions|Cannot CHECKPOINT|Conflict|conflict|write-write|"
     r"transaction.local changes|Duplicate key|violates primary key|"
+    r"index on .* to compact|meanwhile; try again|"
     r"cannot begin while a checkpoint waits|transaction is aborted",
 )
 # A search with the parameters of an index that was replaced a moment before.

@@ -384,15 +384,15 @@ def test_queries_and_rows_without_a_finite_distance(
 
 
 def test_a_row_with_entries_in_two_segments_is_found_once(path: Path) -> None:
-    big = clustered(5000, 16)
-    con = duckvec.connect(str(path))
+    big = clustered(12_000, 16)
+    con = duckvec.connect(str(path), background=False)
     create_table(con, big)
     create(con, "IVF_FLAT")
-    # The first row matches no entry any more, so that all of them are in the tail, and
-    # wait() seals rows that the first segment holds too.
+    # Row 7,000 matches no entry any more, so that it and all after it are in the tail,
+    # and wait() seals rows that the first segment holds too.
     con.execute(
         "CREATE OR REPLACE TABLE items AS SELECT id, price, "
-        "if(id = 0, $vector::FLOAT[], embedding::FLOAT[])::FLOAT[16] AS embedding "
+        "if(id = 7000, $vector::FLOAT[], embedding::FLOAT[])::FLOAT[16] AS embedding "
         "FROM items",
         {"vector": big.query(5)},
     )

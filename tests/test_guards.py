@@ -78,7 +78,10 @@ def test_a_guard_begins_with_a_search_and_goes_after_the_last_one(
     assert held(con)
     eventually(lambda: not held(con))
     eventually(
-        lambda: not any(t.name.startswith("duckvec") for t in threading.enumerate())
+        lambda: (
+            {t.name for t in threading.enumerate() if t.name.startswith("duckvec")}
+            <= {"duckvec-watch"}
+        )
     )
 
 

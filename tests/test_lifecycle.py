@@ -112,7 +112,7 @@ def test_a_database_without_an_index_pays_nothing(
 def test_no_work_begins_behind_a_search(
     indexed: Path, vectors: Vectors, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    con = duckvec.connect(str(indexed))
+    con = duckvec.connect(str(indexed), background=False)
     begun: list[str] = []
     submit = keeper.Keeper.submit
 

@@ -30,8 +30,11 @@ NOT_NOW = (
     "a length other than",
     "NaN or infinite",
     "NaN or an infinite",
-    "was replaced meanwhile",
+    "meanwhile; try again",
     "no table",
+    "to compact",
+    "dimensions now",
+    "is gone",
 )
 
 # Indexes

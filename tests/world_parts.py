@@ -40,12 +40,14 @@ class Options:
         rows: how many a table begins with, about.
         dimensions: lengths of vectors.
         types: index types.
+        impatient: whether the background seals and merges small segments at once.
     """
 
     place: str
     rows: int
     dimensions: tuple[int, ...]
     types: tuple[str, ...]
+    impatient: bool = False
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Building and dropping indexes from SQL."""
+"""Building, dropping and compacting indexes from SQL."""
 
 from __future__ import annotations
 
@@ -74,6 +74,29 @@ def drop(
     try:
         instance, caller_session = find_session(session)
         row = manage.drop(instance, caller_session, collection, column_name, caller)
+    except FAILURES as error:
+        return {"error": str(error), "row": None}
+    return {"error": None, "row": row}
+
+
+@udf(
+    "__duckvec_compact",
+    ("INTEGER", "VARCHAR", "VARCHAR", "VARCHAR", "VARCHAR", "VARCHAR"),
+    _RESULT,
+)
+def compact(
+    session: int,
+    collection: str | None,
+    column_name: str | None,
+    database: str,
+    schema: str,
+    search_path: str,
+) -> dict[str, Any]:
+    """Compact an index; return its row, or the sentence of an error."""
+    caller = Caller(session, database, schema, search_path)
+    try:
+        instance, caller_session = find_session(session)
+        row = manage.compact(instance, caller_session, collection, column_name, caller)
     except FAILURES as error:
         return {"error": str(error), "row": None}
     return {"error": None, "row": row}

@@ -1,117 +1,92 @@
-"""What is done behind the searches: proving, refreshing, sealing.
+"""What is done behind the searches: proving, refreshing, sealing, merging.
 
-Each function queues a task with the keeper and returns at once; a task that is queued
-already is not queued again. Failures show in `IndexState.last_error`.
+Each function queues a task and returns at once; a task that is queued already is not
+queued again. Short work runs in the keeper's thread. What builds segments runs in the
+sealer's, so that no proof waits for a build. Failures show in `IndexState.last_error`.
+
+A watch looks at the sizes of the database files now and then, as long as there is an
+index and an open connection, and has tails counted where they changed.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
+import time
 from collections.abc import Iterator
 
 import duckdb
 
-from duckvec import builder, moves
-from duckvec.errors import BusyError, ClosedError, VectorIndexError
-from duckvec.guards import pinned, standing_chain
+from duckvec import catalog, moves, policy
+from duckvec.finding import settle
+from duckvec.guards import current_chain, pinned
 from duckvec.instance import Instance
 from duckvec.keeper import Task
-from duckvec.sql_text import quote_path
+from duckvec.proving import refresh_index
 from duckvec.states import DatabaseState, IndexState, Session
-from duckvec.tables import Caller, Table, databases, find_table, has_column, read_only
+from duckvec.tables import Table, databases, read_only
+from duckvec.upkeep import prove_where_needed, recording, tend_index
 
 logger = logging.getLogger("duckvec")
 
-# How long a search waits to learn whether a table that was made again has its index.
-SETTLE_SECONDS = 5.0
-# Fewer new rows than this stay in the tail: scanning them costs less than a segment.
-MINIMUM_SEGMENT_ROWS = 4096
+# How often the watch looks at the files, and how often tails are counted at most.
+LOOK_SECONDS = 0.25
+COUNT_SECONDS = 0.5
+# What was there before the watch began is counted after this time.
+FIRST_COUNT_SECONDS = 2.0
+# While counting finds nothing to do it becomes rarer, down to this.
+MOST_COUNT_SECONDS = 8.0
+# A database in memory does not tell whether it changed: it is counted this often.
+MOST_MEMORY_SECONDS = 2.0
+# How long plans may name the generation before the current one.
+PREVIOUS_SECONDS = 30.0
+# Rows may take less space on disk than in memory: by this factor at most, most often.
+COMPRESSION = 4
+
+_INDEXED = """
+SELECT DISTINCT database_name
+FROM duckdb_tables()
+WHERE schema_name = $schema AND table_name = 'indexes'
+"""
+
+
+def begin(instance: Instance, session: Session) -> None:
+    """Look for databases with indexes, and begin to look after them.
+
+    Runs inside the user's call of `load`; where there are none, it is one query.
+    """
+    if not instance.build_threads:
+        return
+    with (
+        contextlib.suppress(duckdb.Error),
+        read_only(session.cursor()) as cursor,
+    ):
+        found = cursor.execute(_INDEXED, {"schema": catalog.SCHEMA}).fetchall()
+        names = {name for (name,) in found}
+        for name, oid in databases(cursor) if names else ():
+            if name in names:
+                instance.database(cursor, name, oid)
+    watch(instance)
+
+
+def watch(instance: Instance) -> None:
+    """Look after the indexes of an instance as long as there is one."""
+    states = [state for state in _states(instance) if _wanting(state)]
+    if instance.build_threads and states:
+        for state in states:
+            if not state.counted_at:
+                _note_sign(state)
+        instance.watcher.watch(functools.partial(_look, instance))
 
 
 def prepare(instance: Instance, state: DatabaseState) -> Task:
-    """Prove the indexes of a database whose guards are armed, in the background."""
+    """Prove the indexes of a database, in the background."""
+    watch(instance)
     name = f'opening the indexes of database "{state.name}"'
     return instance.keeper.submit_once(
-        name, lambda task: _prepare(task, instance, state)
+        name, lambda task: _settle_and_prepare(task, instance, state)
     )
-
-
-def settle(instance: Instance, state: DatabaseState) -> Task:
-    """Let indexes follow renamed tables, and drop those of dropped ones."""
-    name = f'following the tables of database "{state.name}"'
-    return instance.keeper.submit_once(
-        name, lambda task: moves.settle(task, instance, state)
-    )
-
-
-def find_index(
-    instance: Instance,
-    session: Session,
-    state: DatabaseState,
-    table: Table,
-    column_name: str,
-) -> IndexState | None:
-    """Return the index of a column, which may have had another name a moment ago.
-
-    Called inside a search; waits where a table was renamed or made again, because
-    which metric a search has depends on it.
-    """
-    if table.kind != "table" or not state.indexes:
-        return None
-    index = instance.index(table, column_name)
-    known = [one for one in (index,) if one is not None]
-    if index is None:
-        known = [one for one in list(state.indexes.values()) if _may_be(one, table)]
-    if state.read_only or all(_is_at(one, table) for one in known):
-        if index is not None and not state.read_only:
-            _look_into(instance, session, state, index, table)
-        return index
-    settled = settle(instance, state).wait_briefly(SETTLE_SECONDS)
-    if not settled and index is not None:
-        return None  # as far as is known, another table took the name
-    return instance.index(table, column_name)
-
-
-def _look_into(
-    instance: Instance,
-    session: Session,
-    state: DatabaseState,
-    index: IndexState,
-    table: Table,
-) -> None:
-    """Give up a generation whose rows have other vectors now; a proof mends it."""
-    generation, sign = index.generation, state.change_sign()
-    if generation is None or generation.table_identity != table.identity:
-        return
-    if sign is not None and index.witnessed == (generation.number, sign):
-        return
-    with read_only(session.cursor()) as cursor:
-        rewritten = moves.is_rewritten(cursor, index, table)
-    with instance.lock:
-        index.witnessed = (generation.number, sign)
-        if rewritten and index.generation is generation:
-            index.use(None)
-            index.previous = None
-
-
-def _is_at(index: IndexState, table: Table) -> bool:
-    """Tell whether an index was seen last at a table of this number and name."""
-    seen = index.seen
-    if seen is None:
-        return index.looked is not None and index.looked == table.identity
-    return (seen.oid, seen.schema, seen.name) == (
-        table.oid,
-        table.schema,
-        table.name,
-    ) and table.has_column(index.row.column_name)
-
-
-def _may_be(index: IndexState, table: Table) -> bool:
-    """Tell whether an index may have come to a table under other names."""
-    if index.seen is None:
-        return index.looked is None
-    return index.seen.oid == table.oid
 
 
 @contextlib.contextmanager
@@ -138,119 +113,134 @@ def refresh(
     name = f"looking for deleted rows of {table.path}"
 
     def work(task: Task) -> None:
-        with _recording(index):
-            builder.refresh_index(task, instance, state, index, table)
+        with recording(index):
+            refresh_index(task, instance, state, index, table)
 
     return instance.keeper.submit_once(name, work)
 
 
-def seal_tails(instance: Instance) -> Task:
-    """Index the rows that no segment covers yet, in the background."""
+def tend_all(instance: Instance) -> Task:
+    """Index all rows that no segment covers yet, and merge, in the background."""
 
     def work(task: Task) -> None:
-        for state in list(instance.databases.values()):
-            if not state.has_catalog:
-                continue
-            moves.settle(task, instance, state)
+        for state in _states(instance):
+            settle(instance, state).wait()
             _prepare(task, instance, state)
-            if state.read_only:
-                continue
-            for index in list(state.indexes.values()):
-                task.check()
-                with _recording(index):
-                    _seal_tail(task, instance, state, index)
+            for index in _wanting(state):
+                with recording(index):
+                    tend_index(
+                        task,
+                        instance,
+                        state,
+                        index,
+                        thorough=True,
+                        threads=instance.threads,
+                    )
 
-    return instance.keeper.submit_once("indexing new rows", work)
-
-
-def locate(instance: Instance, state: DatabaseState, index: IndexState) -> Table | None:
-    """Return the table of an index as it is now; None where it is gone."""
-    row = index.row
-    path = quote_path((state.name, row.schema_name, row.table_name))
-    caller = Caller(0, state.name, row.schema_name, "")
-    with read_only(instance.background_cursor()) as cursor:
-        table = find_table(cursor, path, caller)
-    if table is None or table.database_oid != state.oid or table.kind != "table":
-        return None
-    return table
+    return instance.sealer.submit("indexing all new rows", work)
 
 
-def why_stale(index: IndexState, table: Table | None) -> str:
-    """Return the sentence for an index whose table or column is not there."""
-    row = index.row
-    types = [
-        data_type
-        for name, data_type in (table.columns if table else ())
-        if name.lower() == row.column_name.lower()
-    ]
-    if types:
-        return (
-            f'column "{row.column_name}" of table "{row.table_name}" is {types[0]} '
-            "now; make it a vector column again, or remove its index with "
-            "drop_vector_index"
-        )
-    return (
-        f'column "{row.column_name}" of table "{row.table_name}" is gone; '
-        "drop_vector_index removes its index"
-    )
+def _states(instance: Instance) -> list[DatabaseState]:
+    return [state for state in list(instance.databases.values()) if state.has_catalog]
+
+
+def _wanting(state: DatabaseState) -> list[IndexState]:
+    """Return the indexes that new rows are written to."""
+    if state.read_only:
+        return []
+    return [index for index in list(state.indexes.values()) if not index.row.dropped]
+
+
+def _settle_and_prepare(task: Task, instance: Instance, state: DatabaseState) -> None:
+    moves.settle(task, instance, state)
+    _prepare(task, instance, state)
 
 
 def _prepare(task: Task, instance: Instance, state: DatabaseState) -> None:
-    chain = standing_chain(instance, state)
-    if chain is None:
+    indexes = [i for i in list(state.indexes.values()) if not i.row.dropped]
+    if not indexes:
         return
-    moves.settle(task, instance, state)
-    for index in list(state.indexes.values()):
+    chain = current_chain(task, instance, state)
+    for index in indexes:
         task.check()
-        if not index.segments and index.row.index_type == "FLAT":
-            continue
-        with _recording(index):
-            table = locate(instance, state, index)
-            generation = index.generation
-            identity = table.identity if table else None
-            proven = generation is not None and generation.chain == chain
-            if (table and index.is_for(table) and proven) or (
-                index.failed == (chain, identity)
-            ):
+        with recording(index):
+            prove_where_needed(task, instance, state, index, chain)
+
+
+# The watch
+
+
+def _look(instance: Instance) -> float | None:
+    """Have tails counted where that may be worth it; return seconds to the next."""
+    states = [state for state in _states(instance) if _wanting(state)]
+    if not states or not instance.is_open:
+        return None
+    for state in states:
+        _let_go(instance, state)
+    if not instance.sealer.pending():
+        for state in states:
+            if _wants_counting(state):
+                _submit(instance, state)
+    return LOOK_SECONDS
+
+
+def _let_go(instance: Instance, state: DatabaseState) -> None:
+    """Give back the memory of segments that no plan is about to search any more."""
+    for index in _wanting(state):
+        with instance.lock:
+            age = time.monotonic() - index.used_since
+            if index.previous is not None and age > PREVIOUS_SECONDS:
+                index.previous = None
+
+
+def _wants_counting(state: DatabaseState) -> bool:
+    """Tell whether a database may hold enough new rows, without opening anything."""
+    now = time.monotonic()
+    since = now - state.counted_at
+    if since < COUNT_SECONDS:
+        return False
+    retries = [i.retry_at for i in _wanting(state) if i.retry_at]
+    if any(retry_at < now for retry_at in retries):
+        return True
+    pause = min(COUNT_SECONDS * 2.0**state.quiet_looks, MOST_COUNT_SECONDS)
+    sign, before = state.change_sign(), state.counted_sign
+    if sign is None or before is None:
+        return since >= min(pause, MOST_MEMORY_SECONDS)
+    if not state.counted and since >= FIRST_COUNT_SECONDS:
+        return True  # there may be a tail from before
+    if sign == before:
+        return False
+    grown = sum(abs(new[0] - old[0]) for new, old in zip(sign, before, strict=True))
+    least = min(index.row.dimension or 1 for index in _wanting(state))
+    enough = policy.MINIMUM_SEGMENT_ROWS * 4 * least // COMPRESSION
+    return grown >= enough or since >= pause
+
+
+def _submit(instance: Instance, state: DatabaseState) -> None:
+    _note_sign(state)
+    state.counted = True
+
+    def work(task: Task) -> None:
+        done = False
+        for index in _wanting(state):
+            if index.retry_at > time.monotonic():
                 continue
-            index.failed = (chain, identity)  # unless this succeeds
-            if table is None or not has_column(table, index.row.column_name):
-                index.last_error = index.last_error or why_stale(index, table)
-                continue
-            try:
-                builder.prove_index(task, instance, state, index, table, chain)
-                index.failed = None
-            except (BusyError, ClosedError):
-                index.failed = None  # it was stopped; the next search asks again
-                raise
+            index.retry_at = 0.0
+            with recording(index):
+                done |= tend_index(
+                    task,
+                    instance,
+                    state,
+                    index,
+                    thorough=False,
+                    threads=instance.build_threads,
+                )
+        state.quiet_looks = 0 if done else state.quiet_looks + 1
+        state.counted_at = time.monotonic()
+
+    instance.sealer.submit(f'looking after the indexes of "{state.name}"', work)
 
 
-def _seal_tail(
-    task: Task, instance: Instance, state: DatabaseState, index: IndexState
-) -> None:
-    table = locate(instance, state, index)
-    generation = index.generation
-    if (
-        table is None
-        or generation is None
-        or generation.table_identity != table.identity
-    ):
-        return
-    with read_only(instance.background_cursor()) as cursor:
-        tail = cursor.execute(
-            f"SELECT count(*) FROM {table.path} WHERE rowid > {generation.watermark:d}"
-        ).fetchall()[0][0]
-    if tail >= MINIMUM_SEGMENT_ROWS:
-        builder.extend_index(task, instance, state, index, table)
-
-
-@contextlib.contextmanager
-def _recording(index: IndexState) -> Iterator[None]:
-    """Keep a failure of background work with the index that it concerns."""
-    try:
-        yield
-    except (BusyError, ClosedError):
-        raise
-    except (VectorIndexError, duckdb.Error, OSError) as error:
-        index.last_error = str(error)
-        logger.warning("%s", error)
+def _note_sign(state: DatabaseState) -> None:
+    state.counted_at = time.monotonic()
+    state.counted_sign = state.change_sign()

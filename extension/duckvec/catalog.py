@@ -27,7 +27,8 @@ class IndexRow:
     """One row of the table `indexes`: an indexed column, FLAT after a drop included.
 
     `dimension` is None for a list column that held no vector yet. `search_params` is
-    the calibrated default; `skipped_rows` had no vector that can be indexed.
+    the most thorough of the segments' defaults; `skipped_rows` had no vector that can
+    be indexed; `index_file_size` is 0 after a drop.
     """
 
     index_id: str
@@ -45,6 +46,11 @@ class IndexRow:
     build_seconds: float
     created_at: datetime
     updated_at: datetime
+
+    @property
+    def dropped(self) -> bool:
+        """Whether the index was dropped, so that new rows are not indexed."""
+        return self.index_file_size == 0
 
     @property
     def key(self) -> tuple[str, str, str]:

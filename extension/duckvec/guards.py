@@ -160,6 +160,28 @@ def standing_chain(instance: Instance, state: DatabaseState) -> int | None:
     return None
 
 
+def current_chain(task: Task, instance: Instance, state: DatabaseState) -> int:
+    """Return the chain under which row ids hold now, whether or not a guard stands.
+
+    Called in the keeper's and the sealer's threads. Where no guard stands, a commit and
+    a mark tell whether a checkpoint ran since the last one. What is read afterwards is
+    right for whoever holds a guard of this chain later: a checkpoint in between shows
+    in the next mark, which then begins another chain.
+    """
+    chain = standing_chain(instance, state)
+    if chain is not None:
+        return chain
+
+    def mark(armer_task: Task) -> int:
+        commit_epoch(armer_task, instance, state)
+        return _mark(instance, state, standing_chain)
+
+    name = f'marking database "{state.name}"'
+    marking = instance.armer.submit(name, mark)
+    task.check()
+    return int(marking.wait())
+
+
 def commit_epoch(
     task: Task,
     instance: Instance,
@@ -168,7 +190,7 @@ def commit_epoch(
 ) -> int:
     """Commit a new epoch, together with a change of the catalog if one is given.
 
-    Called in the keeper's and the armer's threads only.
+    Called in background threads only.
 
     Args:
         task: the task that this is part of.
@@ -235,9 +257,9 @@ def _mark(
 ) -> int:
     """Note how much of the catalog no checkpoint has written yet; return the chain.
 
-    Called right after `commit_epoch`, under a guard that is older than that commit: a
-    later mark with as many fresh rows more as there were commits tells that no
-    checkpoint ran in between.
+    Called in the armer's thread right after `commit_epoch`: a later mark with as many
+    fresh rows more as there were commits tells that no checkpoint ran in between. A
+    guard that is older than the commit keeps its chain.
 
     Args:
         instance: the DuckDB instance.

@@ -85,6 +85,22 @@ class VectorIndexes:
             {"collection": collection, "column_name": column_name},
         )
 
+    def compact(
+        self, collection: str, *, column_name: str | None = None
+    ) -> dict[str, Any]:
+        """Merge segments, index new rows, drop deleted ones; writes to the database.
+
+        Returns:
+            A row as that of `create`.
+
+        Raises:
+            duckdb.InvalidInputException: there is no index.
+        """
+        return self._row(
+            "FROM vector_compact($collection, column_name := $column_name)",
+            {"collection": collection, "column_name": column_name},
+        )
+
     def search(
         self,
         collection: str,
@@ -157,6 +173,8 @@ class VectorIndexes:
     def wait(self, timeout: float | None = None) -> None:
         """Wait until nothing is left to do in the background; new rows are indexed.
 
+        It does that work itself where `background` is False, too.
+
         Fewer than 4096 new rows stay in the tail, which is scanned exactly.
 
         Args:
@@ -169,7 +187,7 @@ class VectorIndexes:
         self._open()
         with background.guarded(self._instance, self._session):
             tasks = [*self._instance.keeper.pending()]
-            tasks.append(background.seal_tails(self._instance))
+            tasks.append(background.tend_all(self._instance))
             for task in tasks:
                 left = None if until is None else max(0.0, until - time.monotonic())
                 task.wait(left)
@@ -231,11 +249,12 @@ def load(
     con: duckdb.DuckDBPyConnection,
     *,
     directory: str | None = None,
+    background: bool | int = True,
 ) -> VectorIndexes:
     """Load duckvec into a DuckDB connection or cursor, and return a handle.
 
     Installs the SQL functions `create_vector_index`, `drop_vector_index`,
-    `vector_search`, `vector_indexes`, `vector_index_segments` and
+    `vector_compact`, `vector_search`, `vector_indexes`, `vector_index_segments` and
     `vector_index_types` as temporary macros of this connection. Idempotent and cheap;
     leaves nothing in the database. Each connection and each cursor that wants the
     functions is loaded; all loads of one instance share one state.
@@ -244,11 +263,16 @@ def load(
         con: a connection to a file, in memory, or read-only; or a cursor.
         directory: where artifacts go; by default `<database file>.duckvec`. Counts
             for the first load of an instance.
+        background: whether new rows are indexed in the background; a number says with
+            how many threads, by default half of DuckDB's. With False they are indexed
+            only by `vector_compact` and `VectorIndexes.wait`. Counts for the first
+            load of an instance.
 
     Raises:
         ClosedError: the connection is closed.
+        ParameterError: `background` is negative or no number.
     """
-    instance, session = install(con, directory)
+    instance, session = install(con, directory, background)
     return VectorIndexes(con, instance, session)
 
 
@@ -258,18 +282,23 @@ def unload(con: duckdb.DuckDBPyConnection) -> None:
 
 
 def connect(
-    database: str = ":memory:", *, directory: str | None = None, **options: Any
+    database: str = ":memory:",
+    *,
+    directory: str | None = None,
+    background: bool | int = True,
+    **options: Any,
 ) -> duckdb.DuckDBPyConnection:
     """Return `duckdb.connect(database, **options)` with duckvec loaded.
 
     Args:
         database: path of the database file, or ":memory:".
         directory: where artifacts go; see `load`.
+        background: whether new rows are indexed in the background; see `load`.
         options: further arguments of `duckdb.connect`, such as read_only=True.
     """
     con = duckdb.connect(database, **options)
     try:
-        load(con, directory=directory)
+        load(con, directory=directory, background=background)
     except BaseException:
         con.close()
         raise

@@ -7,7 +7,7 @@ from typing import Any
 
 import duckdb
 
-from duckvec import background, moves
+from duckvec import background, finding, moves
 from duckvec.index_types import INDEX_TYPES
 from duckvec.instance import Instance
 from duckvec.metrics import METRICS
@@ -21,17 +21,19 @@ from duckvec.tables import (
     has_column,
     read_only,
 )
+from duckvec.upkeep import row_ids_hold, why_stale
 
 
 def list_indexes(instance: Instance, session: Session) -> list[dict[str, Any]]:
     """Return a row for every indexed column of every attached database."""
     with read_only(session.cursor()) as cursor:
         states = _databases(instance, cursor)
+    background.watch(instance)
     with read_only(session.cursor()) as cursor:
         return [
             _index_row(instance, cursor, state, index)
             for state in states
-            for index in _sorted(state)
+            for index in _with_new_ones(state)
         ]
 
 
@@ -98,12 +100,19 @@ def _databases(
     for state in states:
         indexes = list(state.indexes.values())
         if not moves.are_settled(cursor, state, indexes):
-            background.settle(instance, state).wait_briefly()
+            finding.settle(instance, state).wait_briefly()
     return states
 
 
 def _sorted(state: DatabaseState) -> list[IndexState]:
     return [state.indexes[key] for key in sorted(state.indexes)]
+
+
+def _with_new_ones(state: DatabaseState) -> list[IndexState]:
+    """Return the indexes and those that are being created, by key."""
+    new = {key: IndexState(each.row) for key, each in list(state.building.items())}
+    found = {**new, **state.indexes}
+    return [found[key] for key in sorted(found)]
 
 
 def _index_row(
@@ -118,6 +127,7 @@ def _index_row(
     status, error, progress = _status(instance, state, index, table)
     rows, unindexed, skipped = _counts(cursor, index, table)
     indexed = rows - unindexed
+    entries = sum(segment.row.row_count for segment in index.segments)
     return {
         "database_name": state.name,
         "schema_name": row.schema_name,
@@ -131,7 +141,9 @@ def _index_row(
         "row_count": rows,
         "indexed_rows": indexed,
         "unindexed_rows": unindexed,
-        "deleted_rows": max(0, row.row_count - indexed) if status == "ready" else 0,
+        "deleted_rows": max(0, entries - indexed)
+        if table and index.is_for(table)
+        else 0,
         "skipped_rows": skipped,
         "segment_count": len(index.segments),
         "size_bytes": sum(segment.row.size_bytes for segment in index.segments),
@@ -149,14 +161,18 @@ def _status(
 ) -> tuple[str, str | None, float]:
     """Return state, last error and progress of an index."""
     if table is None or not has_column(table, index.row.column_name):
-        return "stale", index.last_error or background.why_stale(index, table), 1.0
-    for task in instance.keeper.pending():
-        if table.path in task.name and task.name.startswith("create_vector_index"):
-            return "building", index.last_error, task.progress
+        return "stale", index.last_error or why_stale(index, table), 1.0
+    building = state.building.get(index.row.key)
+    work = building.task if building else index.work
+    if work is not None:
+        return "building", index.last_error, work.progress
     for segment in index.segments:
         if error := segment.check():
             return "broken", error, 1.0
-    if index.segments and not index.is_for(table):
+    generation = index.generation if index.is_for(table) else None
+    if index.segments and not (
+        generation and row_ids_hold(instance, state, generation)
+    ):
         background.prepare(instance, state).wait_briefly()
         for segment in index.segments:
             if error := segment.check():
@@ -182,6 +198,8 @@ def _counts(
             f"len({values}) = {dimension:d} AND list_count({values}) = {dimension:d} "
             f"AND isfinite(list_sum({values}))"
         )
+        if METRICS[index.row.metric].normalizes:  # zeros have no direction
+            usable += f" AND (list_max({values}) <> 0 OR list_min({values}) <> 0)"
     generation = index.generation if index.is_for(table) else None
     watermark = generation.watermark if generation else -1
     above = "true" if table.hides_rowid else f"rowid > {watermark:d}"

@@ -12,7 +12,8 @@ import threading
 import duckdb
 from duckdb.func import FunctionNullHandling, PythonUDFType
 
-from duckvec.errors import ClosedError
+from duckvec.background import begin
+from duckvec.errors import ClosedError, ParameterError
 from duckvec.instance import Instance
 from duckvec.sessions import IDENTITY
 from duckvec.sql_text import read_sql
@@ -33,22 +34,38 @@ _registered: list[object] = []
 
 
 def install(
-    connection: duckdb.DuckDBPyConnection, directory: str | None
+    connection: duckdb.DuckDBPyConnection,
+    directory: str | None,
+    background: bool | int,
 ) -> tuple[Instance, Session]:
     """Make the SQL functions known to a connection; idempotent.
 
     Called by the user's own call of `load`, on the connection's thread.
 
+    Args:
+        connection: what is loaded.
+        directory: where artifacts go; of the instance's first load.
+        background: whether to index in the background, or with how many threads; of
+            the instance's first load.
+
     Raises:
         ClosedError: the connection is closed.
+        ParameterError: `background` is neither.
     """
+    if not isinstance(background, int) or background < 0:
+        raise ParameterError(
+            f"background = {background!r} is neither True nor False nor a number of "
+            "build threads"
+        )
     try:
         cursor = connection.cursor()
     except duckdb.ConnectionException as error:
         raise ClosedError("the connection is closed; connect again") from error
     with _lock:
         try:
-            instance = _find_instance(cursor) or _new_instance(cursor, directory)
+            instance = _find_instance(cursor) or _new_instance(
+                cursor, directory, background
+            )
         finally:
             cursor.close()
     session = instance.add_session(connection)
@@ -57,6 +74,7 @@ def install(
         instance.look_at_all(cursor)
     for name in _MACRO_FILES:
         connection.execute(read_sql(name).replace("{session}", str(session.number)))
+    begin(instance, session)
     return instance, session
 
 
@@ -103,10 +121,15 @@ def _find_instance(cursor: duckdb.DuckDBPyConnection) -> Instance | None:
     return _instances[number]
 
 
-def _new_instance(cursor: duckdb.DuckDBPyConnection, directory: str | None) -> Instance:
-    threads = cursor.execute("SELECT current_setting('threads')").fetchall()[0][0]
+def _new_instance(
+    cursor: duckdb.DuckDBPyConnection, directory: str | None, background: bool | int
+) -> Instance:
+    found = cursor.execute("SELECT current_setting('threads')").fetchall()[0][0]
+    threads = int(found) or os.cpu_count() or 1
+    # By default searches keep half of the processors for themselves.
+    build_threads = max(1, threads // 2) if background is True else int(background)
     number = len(_registered)
-    instance = Instance(number, directory, int(threads) or os.cpu_count() or 1)
+    instance = Instance(number, directory, threads, build_threads)
     _instances[number] = instance
     for module in _UDF_MODULES:
         importlib.import_module(module)

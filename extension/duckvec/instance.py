@@ -39,6 +39,8 @@ loaded: dict[int, Instance] = {}
 forgotten: dict[int, Instance] = {}
 
 LOOKUP_SECONDS = 1.0
+# How long the process's end waits for background work to stop.
+CLOSE_SECONDS = 10.0
 
 _DATABASE = """
 SELECT
@@ -57,14 +59,24 @@ WHERE database_oid = $oid
 class Instance:
     """One DuckDB instance with duckvec loaded; any thread may call any method."""
 
-    def __init__(self, number: int, directory: str | None, threads: int) -> None:
+    def __init__(
+        self,
+        number: int,
+        directory: str | None,
+        threads: int,
+        build_threads: int = 0,
+    ) -> None:
+        """Begin without sessions; `build_threads` 0: no background builds."""
         self.number = number
         self.lock = threading.RLock()
         self.keeper = Keeper("duckvec-keeper")
         self.armer = Keeper("duckvec-armer")
         self.warden = Keeper("duckvec-warden")
+        self.sealer = Keeper("duckvec-sealer")
+        self.watcher = Keeper("duckvec-watch")
         self.directory = directory
         self.threads = threads
+        self.build_threads = build_threads
         self.sessions: dict[int, Session] = {}
         self.databases: dict[int, DatabaseState] = {}
         self.stored_plans: dict[Hashable, StoredPlan] = {}
@@ -131,10 +143,15 @@ class Instance:
         Raises:
             ClosedError: they are.
         """
+        if not self.is_open:
+            raise ClosedError("every loaded connection is closed")
+
+    @property
+    def is_open(self) -> bool:
+        """Whether any loaded connection is open."""
         with self.lock:
             sessions = list(self.sessions.values())
-        if not any(session.open for session in sessions):
-            raise ClosedError("every loaded connection is closed")
+        return any(session.open for session in sessions)
 
     # Databases and their indexes
 
@@ -322,8 +339,12 @@ class Instance:
 
     def close(self) -> None:
         """Stop the background work and let go of everything, at the process's end."""
-        for thread in (self.warden, self.keeper, self.armer):
-            thread.stop(timeout=10)
+        threads = (self.watcher, self.warden, self.sealer, self.keeper, self.armer)
+        for thread in threads:
+            thread.cancel()
+        until = time.monotonic() + CLOSE_SECONDS
+        for thread in threads:
+            thread.stop(max(0.0, until - time.monotonic()))
         for number in list(self.sessions):
             self._forget_session(number)
         with self.lock:
@@ -345,7 +366,8 @@ class Instance:
             except duckdb.Error:
                 logger.debug("a guard was closed with its connection")
         with self.lock:
-            busy = self.keeper.pending() or self.armer.pending()
+            threads = (self.keeper, self.armer, self.sealer)
+            busy = any(thread.pending() for thread in threads)
             if not self.sessions and not busy:
                 self._release()
 

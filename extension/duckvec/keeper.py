@@ -28,10 +28,16 @@ class Task:
 
     The work calls `check` now and then, and `beginning` around statements that may
     wait for a lock; any thread may call `wait` and `cancel`.
+
+    Attributes:
+        name: what it does, for people.
+        progress: how much of it is done, 0 to 1.
+        before: returns the task that its thread is at.
     """
 
     def __init__(self, name: str, work: Callable[[Task], Any]) -> None:
         self.name = name
+        self.before: Callable[[], Task | None] = _nobody
         self.progress = 0.0
         self._work = work
         self._done = threading.Event()
@@ -68,6 +74,11 @@ class Task:
             self._waits_since = None
         self.check()
 
+    def waits_like(self, other: Task | None) -> None:
+        """Wait as long as another task does, which holds a lock of ours."""
+        self._waits_since = other._waits_since if other else None
+        self.check()
+
     def cancel(self) -> None:
         """Ask the work to stop at its next check; it leaves nothing behind."""
         self._cancelled.set()
@@ -84,7 +95,8 @@ class Task:
         until = None if timeout is None else time.monotonic() + timeout
         try:
             while not self._done.wait(POLL_SECONDS):
-                since = self._waits_since
+                first = self.before()
+                since = self._waits_since or (first._waits_since if first else None)
                 if since and time.monotonic() - since > BEGIN_TIMEOUT_SECONDS:
                     raise BusyError(
                         f"{self.name} cannot begin while a checkpoint waits for open "
@@ -152,6 +164,7 @@ class Keeper:
     def submit(self, name: str, work: Callable[[Task], Any]) -> Task:
         """Queue a piece of work, and start the thread where none runs."""
         task = Task(name, work)
+        task.before = lambda: self._current
         with self._lock:
             if not self._stopping:
                 self._queue.append(task)
@@ -185,12 +198,16 @@ class Keeper:
             current = [self._current] if self._current else []
             return [*current, *self._queue]
 
-    def stop(self, timeout: float | None = None) -> None:
-        """Cancel all tasks and wait for the thread to end."""
+    def cancel(self) -> None:
+        """Cancel all tasks, and take no new ones."""
         self._stopping = True
         for task in self.pending():
             task.cancel()
         self._wake.set()
+
+    def stop(self, timeout: float | None = None) -> None:
+        """Cancel all tasks and wait for the thread to end."""
+        self.cancel()
         thread = self._thread
         if thread is not None and thread is not threading.current_thread():
             thread.join(timeout)
@@ -229,6 +246,10 @@ class Keeper:
         with self._lock:
             if self._look is look:
                 self._look = None
+
+
+def _nobody() -> Task | None:
+    return None
 
 
 def _nothing(task: Task) -> None:

@@ -1,16 +1,17 @@
-"""Creating and dropping indexes: checking the request, then waiting for the keeper."""
+"""Creating, dropping, compacting: checking the request, waiting for the keeper."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
 import json
+import time
 from dataclasses import dataclass
 from typing import Any
 
 import duckdb
 
-from duckvec import background, builder, catalog, moves, paths
+from duckvec import background, builder, catalog, finding, moves, paths, upkeep
 from duckvec.catalog import IndexRow
 from duckvec.errors import (
     ColumnError,
@@ -86,9 +87,9 @@ def create(
     if length is None:
         length = _known_dimension(session, table, column)
     params = check_build_params(kind, given, length)
-    order = Order(table, column, kind, metric, params, size)
+    order = Order(table, column, kind, metric, params, size, instance.threads)
     kind.library_version()  # a missing library shows before anything is written
-    background.settle(instance, state).wait()
+    finding.settle(instance, state).wait()
     _ensure_catalog(instance, state)
 
     def work(task: Task) -> IndexRow:
@@ -102,7 +103,44 @@ def create(
 
     with pinned(instance, session, state):
         task = instance.keeper.submit(f"create_vector_index on {table.path}", work)
-        return result_row(state, task.wait())
+        row = result_row(state, task.wait())
+    background.watch(instance)
+    return row
+
+
+def compact(
+    instance: Instance,
+    session: Session,
+    collection: str | None,
+    column_name: str | None,
+    caller: Caller,
+) -> dict[str, Any]:
+    """Merge an index's segments, index the tail, drop deleted rows, and wait for it.
+
+    Returns:
+        The result row of vector_compact.
+
+    Raises:
+        VectorIndexError: there is no index, or it cannot be compacted.
+    """
+    table, column, state = _target(
+        instance, session, collection, column_name, caller, "compacted"
+    )
+    index = state.indexes.get(catalog.index_key(table.schema, table.name, column.name))
+    if index is None or index.row.dropped:
+        raise NotIndexableError(
+            f'there is no index on "{column.name}" of {table.label} to compact; '
+            "create one with create_vector_index"
+        )
+    found = index
+    started = time.perf_counter()
+    with pinned(instance, session, state):
+        task = instance.keeper.submit(
+            f"vector_compact on {table.path}",
+            lambda task: upkeep.compact_index(task, instance, state, found),
+        )
+        row = result_row(state, task.wait())
+    return {**row, "build_seconds": time.perf_counter() - started}
 
 
 def drop(
@@ -126,7 +164,7 @@ def drop(
         if gone is None:
             raise
         return gone
-    background.settle(instance, state).wait()
+    finding.settle(instance, state).wait()
     key = catalog.index_key(table.schema, table.name, column.name)
     index = state.indexes.get(key)
     if index is None:
@@ -158,7 +196,7 @@ def _drop_of_gone_table(
                 row = index.row
                 same_table = row.key[:2] == (schema, parts[-1].lower())
                 if same_table and column_name in (None, row.column_name):
-                    background.settle(instance, state).wait()
+                    finding.settle(instance, state).wait()
                     if index.row is not row:
                         return None  # it has another name now
                     if state.indexes.get(row.key) is index:

@@ -10,8 +10,9 @@ that a DROP that is rolled back loses nothing.
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 
@@ -28,6 +29,7 @@ from duckvec.metrics import METRICS
 from duckvec.reader import hash_row, read_vectors
 from duckvec.segments import hash_vectors
 from duckvec.states import DatabaseState, IndexState
+from duckvec.steps import changing
 from duckvec.tables import (
     Table,
     TableRow,
@@ -231,44 +233,48 @@ def _move(
     task: Task,
     instance: Instance,
     state: DatabaseState,
-    found: Iterable[tuple[IndexState, _Place | None]],
+    found: Sequence[tuple[IndexState, _Place | None]],
 ) -> None:
     """Commit where the indexes are now, then let searches and files follow."""
-    now = datetime.now(timezone.utc).replace(tzinfo=None)
-    stay: list[tuple[IndexState, _Place, catalog.IndexRow]] = []
-    gone: list[IndexState] = []
-    for index, place in found:
-        if place is None:
-            gone.append(index)
-            continue
-        row = index.row
-        names = (place.table.schema, place.table.name, place.column)
-        if names != (row.schema_name, row.table_name, row.column_name):
-            schema, table, column = names
-            row = replace(
-                row,
-                schema_name=schema,
-                table_name=table,
-                column_name=column,
-                updated_at=now,
+    gone = [index for index, place in found if place is None]
+    with contextlib.ExitStack() as held:
+        for index, _ in found:
+            held.enter_context(changing(task, index))
+        now = datetime.now(timezone.utc).replace(tzinfo=None)
+        stay: list[tuple[IndexState, _Place, catalog.IndexRow]] = []
+        for index, place in found:
+            if place is None:
+                continue
+            row = index.row
+            names = (place.table.schema, place.table.name, place.column)
+            if names != (row.schema_name, row.table_name, row.column_name):
+                schema, table, column = names
+                row = replace(
+                    row,
+                    schema_name=schema,
+                    table_name=table,
+                    column_name=column,
+                    updated_at=now,
+                )
+            stay.append((index, place, row))
+        changed = [row for index, _, row in stay if row is not index.row]
+        dropped = [index.row for index in gone]
+        if changed or dropped:
+            commit_epoch(
+                task,
+                instance,
+                state,
+                lambda cursor: catalog.change_indexes(
+                    cursor, state.name, changed, dropped
+                ),
             )
-        stay.append((index, place, row))
-    changed = [row for index, _, row in stay if row is not index.row]
-    dropped = [index.row for index in gone]
-    if changed or dropped:
-        commit_epoch(
-            task,
-            instance,
-            state,
-            lambda cursor: catalog.change_indexes(cursor, state.name, changed, dropped),
-        )
-    with instance.lock:
-        for index in (*gone, *(index for index, _, _ in stay)):
-            if state.indexes.get(index.row.key) is index:
-                del state.indexes[index.row.key]
-        for index, place, row in stay:
-            index.row, index.seen, index.looked = row, place.table, None
-            state.indexes[row.key] = index
+        with instance.lock:
+            for index in (*gone, *(index for index, _, _ in stay)):
+                if state.indexes.get(index.row.key) is index:
+                    del state.indexes[index.row.key]
+            for index, place, row in stay:
+                index.row, index.seen, index.looked = row, place.table, None
+                state.indexes[row.key] = index
     for index in gone:
         logger.info('the index of "%s" went with its table', index.row.table_name)
         remove_files(index.segments)

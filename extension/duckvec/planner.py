@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 import duckdb
 
-from duckvec import background, catalog
+from duckvec import background, catalog, finding
 from duckvec.errors import (
     ArtifactError,
     QueryError,
@@ -93,7 +93,7 @@ def plan_search(
         table, state = looked_up
         condition = None
     column = find_column(table, request.column_name)
-    index = background.find_index(instance, session, state, table, column.name)
+    index = finding.find_index(instance, session, state, table, column.name)
     row = index.row if index else None
     search = Search(
         table,
@@ -130,7 +130,7 @@ def plan_search(
         "generation": generation.number,  # checked again at execution
         "k": k,
         "watermark": generation.watermark,
-        "params": {**row.search_params, **params},
+        "params": params,
     }
     values = {
         "ticket": quote_literal(json.dumps(ticket)),

@@ -96,6 +96,7 @@ def read_vectors(
     dimension: int,
     metric: Metric,
     after_rowid: int = -1,
+    up_to: int | None = None,
 ) -> Iterator[Batch]:
     """Yield the vectors of a table, mostly in the order of their row ids.
 
@@ -106,14 +107,16 @@ def read_vectors(
         dimension: the length wanted.
         metric: where it normalizes, rows of zeros are left out: they have no direction.
         after_rowid: only rows with higher row ids.
+        up_to: only rows with this row id or a lower one.
     """
     name = quote_identifier(column.name)
+    last = "" if up_to is None else f"AND rowid <= {up_to:d}"
     same_length = "" if column.length else f"AND len({name}) = {dimension:d}"
     reader = cursor.sql(
         f"""
         SELECT rowid, {name}::FLOAT[{dimension:d}] AS vector
         FROM {table.path}
-        WHERE rowid > {after_rowid:d} AND {name} IS NOT NULL {same_length}
+        WHERE rowid > {after_rowid:d} {last} AND {name} IS NOT NULL {same_length}
         """
     ).to_arrow_reader(BATCH_ROWS)
     zeros = np.zeros(dimension, dtype=np.float32)
@@ -158,11 +161,10 @@ def hash_row(
 
 
 def read_rowids(
-    cursor: duckdb.DuckDBPyConnection, table: Table, up_to: int
+    cursor: duckdb.DuckDBPyConnection, table: Table, up_to: int | None = None
 ) -> NDArray[np.int64]:
-    """Return int64 (n,), ascending: the row ids up to and including `up_to`."""
-    result = cursor.execute(
-        f"SELECT rowid AS id FROM {table.path} WHERE rowid <= {up_to:d}"
-    ).fetchnumpy()
+    """Return int64 (n,), ascending: the row ids up to and including `up_to`, or all."""
+    last = "" if up_to is None else f"WHERE rowid <= {up_to:d}"
+    result = cursor.execute(f"SELECT rowid AS id FROM {table.path} {last}").fetchnumpy()
     # Without the setting preserve_insertion_order they come in any order.
     return np.sort(np.asarray(result["id"], dtype=np.int64))

@@ -38,7 +38,8 @@ def search_generation(
         metric: the index's metric.
         queries: float32 (nq, d), finite.
         k: rows wanted of each query.
-        search_params: checked settings and, for compressed types, "overfetch".
+        search_params: checked settings of the caller's; each segment has its own
+            default for the rest, with "overfetch" for compressed types.
         visible_rows: rows up to the watermark that the caller's snapshot sees; what
             is missing against `covered_rows` may be among the nearest entries, and is
             fetched on top.
@@ -50,7 +51,12 @@ def search_generation(
         offsets into them.
     """
     surplus = max(0, generation.covered_rows - visible_rows)
-    wanted = k * int(search_params.get("overfetch", 1)) + surplus
+    settings = [
+        {**live.segment.row.search_params, **search_params}
+        for live in generation.segments
+    ]
+    widths = [k * setting.get("overfetch", 1) + surplus for setting in settings]
+    wanted = min(widths, default=surplus)
     entries = generation.entries
     if wanted >= entries or surplus > MAX_SURPLUS_SHARE * entries:
         return _everything(generation, len(queries))
@@ -59,10 +65,12 @@ def search_generation(
     if metric.normalizes:
         queries = normalize_rows(queries)
     found = [
-        _search_segment(live, queries, wanted, search_params, threads)
-        for live in generation.segments
+        _search_segment(live, queries, width, setting, threads)
+        for live, width, setting in zip(
+            generation.segments, widths, settings, strict=True
+        )
     ]
-    rowids = found[0][0] if len(found) == 1 else _nearest(found, wanted)
+    rowids = found[0][0] if len(found) == 1 else _nearest(found, max(widths))
     valid = rowids >= 0
     counts = valid.sum(axis=1)
     if bool((counts < min(wanted, entries)).any()):

@@ -39,7 +39,10 @@ _BLOCK_BYTES = 1 << 22
 
 @dataclass(frozen=True)
 class SegmentRow:
-    """One row of the catalog's table `segments`."""
+    """One row of the catalog's table `segments`.
+
+    `search_params` is the default that was measured on this segment.
+    """
 
     segment_id: str
     index_id: str
@@ -49,6 +52,7 @@ class SegmentRow:
     dimension: int
     row_count: int
     params: Mapping[str, int]
+    search_params: Mapping[str, int]
     file: str
     map_file: str
     size_bytes: int
@@ -249,13 +253,14 @@ def write_segment(
     index: SegmentIndex,
     rowids: NDArray[np.int64],
     hashes: NDArray[np.uint64],
-    meanwhile: Callable[[], None],
+    measure: Callable[[], Mapping[str, int]],
 ) -> Segment:
     """Write both files of a new segment whole and durably; return the segment.
 
-    `row` comes with its names; its size and checksum are filled in here. `meanwhile`
-    is called once the library has saved its file, while threads flush that file and
-    take its checksum; it may search the index. On failure nothing is left behind.
+    `row` comes with its names; its size, checksum and default search parameters are
+    filled in here. `measure` returns those: it is called once the library has saved its
+    file, while threads flush that file and take its checksum, and may search the index.
+    On failure nothing is left behind.
     """
     folder.mkdir(parents=True, exist_ok=True)
     index_path = paths.artifact_path(folder, row.file)
@@ -266,7 +271,7 @@ def write_segment(
         with ThreadPoolExecutor(2, "duckvec-writer") as threads:
             checksum = threads.submit(file_checksum, saved)
             flushed = threads.submit(paths.fsync, saved)
-            meanwhile()
+            search_params = dict(measure())
             flushed.result()
         header = json.dumps(
             {
@@ -300,6 +305,7 @@ def write_segment(
     finished = SegmentRow(
         **{
             **row.__dict__,
+            "search_params": search_params,
             "size_bytes": index_path.stat().st_size + map_path.stat().st_size,
             "checksum": digest.hex(),
         }

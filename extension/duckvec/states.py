@@ -18,6 +18,7 @@ import duckdb
 
 from duckvec.catalog import IndexRow
 from duckvec.errors import ClosedError
+from duckvec.keeper import Task
 from duckvec.segments import Segment
 from duckvec.tables import Table
 from duckvec.tracking import Generation, Guard, Mark
@@ -114,6 +115,7 @@ class IndexState:
         segments: those of the catalog, opened or not.
         generation: what new plans may use, once proven.
         previous: the one before, for plans that are about to run.
+        used_since: since when the current one is used, on the monotonic clock.
         last_error: what the background failed at last.
         failed: chain and table identity for which a proof failed, so that searches do
             not ask for it again and again.
@@ -126,12 +128,19 @@ class IndexState:
             where it was not there when the catalog was read.
         looked: once nothing certain was found of what became of its table: identity
             of the table that had its name then, () where none had.
+        work: the task that writes segments for it now.
+        failures: how often background work on it failed in a row.
+        retry_at: when it may be tried again, on the monotonic clock.
+        changing: held by background threads while they change or prove it; no query
+            waits for it.
+        changer: the task that holds it.
     """
 
     row: IndexRow
     segments: tuple[Segment, ...] = ()
     generation: Generation | None = None
     previous: Generation | None = None
+    used_since: float = 0.0
     last_error: str | None = None
     failed: tuple[int, tuple[int, str] | None] | None = None
     surplus_sign: object = None
@@ -141,6 +150,11 @@ class IndexState:
     looks: int = 0
     seen: Table | None = None
     looked: tuple[int, str] | tuple[()] | None = None
+    work: Task | None = None
+    failures: int = 0
+    retry_at: float = 0.0
+    changing: threading.Lock = field(default_factory=threading.Lock)
+    changer: Task | None = None
 
     def is_for(self, table: Table) -> bool:
         """Tell whether the current generation was made from this very table."""
@@ -152,10 +166,24 @@ class IndexState:
         generation = self.generation
         return self.is_for(table) and bool(generation and generation.entries)
 
+    def succeeded(self) -> None:
+        """Forget failures: background work on it went well, or it was made anew."""
+        self.last_error = self.failed = None
+        self.failures, self.retry_at = 0, 0.0
+
     def use(self, generation: Generation | None) -> None:
         """Make `generation` the one that new plans get; running ones keep theirs."""
         self.previous, self.generation = self.generation, generation
+        self.used_since = time.monotonic()
         self.surplus_sign, self.surplus_at, self.surplus = None, -math.inf, 0
+
+
+@dataclass(frozen=True)
+class Building:
+    """An index that is being created: its row as far as it is known, and the task."""
+
+    row: IndexRow
+    task: Task
 
 
 @dataclass
@@ -175,6 +203,7 @@ class DatabaseState:
         error: why its catalog cannot be used.
         folder: where its artifacts lie, once somebody asked.
         indexes: by catalog key.
+        building: those that are being created, by catalog key.
         committing: held while the epoch is advanced; no query waits for it.
         commits: how often this process advanced the epoch.
         epoch: the one that it committed last; None: the table has to be asked.
@@ -182,6 +211,10 @@ class DatabaseState:
         mark: the last one taken.
         log_limit: bytes of its log from which on it is checkpointed.
         log_looked_at: when the length of its log was looked at, on the monotonic clock.
+        counted: whether its tails were ever counted.
+        counted_at: when they were, or the watch began, on the monotonic clock.
+        counted_sign: its change sign then.
+        quiet_looks: how many looks in a row found nothing to do.
     """
 
     name: str
@@ -196,6 +229,7 @@ class DatabaseState:
     error: str | None = None
     folder: Path | None = None
     indexes: dict[tuple[str, str, str], IndexState] = field(default_factory=dict)
+    building: dict[tuple[str, str, str], Building] = field(default_factory=dict)
     committing: threading.Lock = field(default_factory=threading.Lock)
     commits: int = 0
     epoch: int | None = None
@@ -203,6 +237,10 @@ class DatabaseState:
     mark: Mark | None = None
     log_limit: int = 1 << 24
     log_looked_at: float = 0.0
+    counted: bool = False
+    counted_at: float = 0.0
+    counted_sign: ChangeSign | None = None
+    quiet_looks: int = 0
     _sign: ChangeSign | None = None
     _changed_at: float = 0.0
     _commit_bytes: int = COMMIT_BYTES

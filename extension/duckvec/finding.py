@@ -1,0 +1,89 @@
+"""Finding the index that a search means, under whatever name its table has by now."""
+
+from __future__ import annotations
+
+from duckvec import moves
+from duckvec.instance import Instance
+from duckvec.keeper import Task
+from duckvec.states import DatabaseState, IndexState, Session
+from duckvec.tables import Table, read_only
+
+# How long a search waits to learn whether a table that was made again has its index.
+SETTLE_SECONDS = 5.0
+
+
+def settle(instance: Instance, state: DatabaseState) -> Task:
+    """Let indexes follow renamed tables, and drop those of dropped ones."""
+    name = f'following the tables of database "{state.name}"'
+    return instance.keeper.submit_once(
+        name, lambda task: moves.settle(task, instance, state)
+    )
+
+
+def find_index(
+    instance: Instance,
+    session: Session,
+    state: DatabaseState,
+    table: Table,
+    column_name: str,
+) -> IndexState | None:
+    """Return the index of a column, which may have had another name a moment ago.
+
+    Called inside a search; waits where a table was renamed or made again, because
+    which metric a search has depends on it.
+    """
+    if table.kind != "table" or not state.indexes:
+        return None
+    index = instance.index(table, column_name)
+    known = [one for one in (index,) if one is not None]
+    if index is None:
+        known = [one for one in list(state.indexes.values()) if _may_be(one, table)]
+    if state.read_only or all(_is_at(one, table) for one in known):
+        if index is not None and not state.read_only:
+            _look_into(instance, session, state, index, table)
+        return index
+    settled = settle(instance, state).wait_briefly(SETTLE_SECONDS)
+    if not settled and index is not None:
+        return None  # as far as is known, another table took the name
+    return instance.index(table, column_name)
+
+
+def _look_into(
+    instance: Instance,
+    session: Session,
+    state: DatabaseState,
+    index: IndexState,
+    table: Table,
+) -> None:
+    """Give up a generation whose rows have other vectors now; a proof mends it."""
+    generation, sign = index.generation, state.change_sign()
+    if generation is None or generation.table_identity != table.identity:
+        return
+    if sign is not None and index.witnessed == (generation.number, sign):
+        return
+    with read_only(session.cursor()) as cursor:
+        rewritten = moves.is_rewritten(cursor, index, table)
+    with instance.lock:
+        index.witnessed = (generation.number, sign)
+        if rewritten and index.generation is generation:
+            index.use(None)
+            index.previous = None
+
+
+def _is_at(index: IndexState, table: Table) -> bool:
+    """Tell whether an index was seen last at a table of this number and name."""
+    seen = index.seen
+    if seen is None:
+        return index.looked is not None and index.looked == table.identity
+    return (seen.oid, seen.schema, seen.name) == (
+        table.oid,
+        table.schema,
+        table.name,
+    ) and table.has_column(index.row.column_name)
+
+
+def _may_be(index: IndexState, table: Table) -> bool:
+    """Tell whether an index may have come to a table under other names."""
+    if index.seen is None:
+        return index.looked is None
+    return index.seen.oid == table.oid

@@ -1,0 +1,39 @@
+"""Running long work so that others go first, where the system can do that by thread."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import TypeVar
+
+NICE = 10
+
+Result = TypeVar("Result")
+
+
+def call_gently(work: Callable[[], Result]) -> Result:
+    """Return the result of `work`, run in a thread of low priority.
+
+    Threads that it starts have it, too. It should hold Python's lock for moments only:
+    while a thread of low priority has it and does not get to run, all others wait.
+    """
+    if sys.platform != "linux":
+        return work()
+    future: Future[Result] = Future()
+
+    def run() -> None:
+        with contextlib.suppress(OSError):
+            thread = threading.get_native_id()
+            nice = os.getpriority(os.PRIO_PROCESS, thread) + NICE
+            os.setpriority(os.PRIO_PROCESS, thread, nice)
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="duckvec-builder", daemon=True).start()
+    return future.result()

@@ -1,0 +1,350 @@
+"""Looking after one index: proving it, sealing its tail, merging and compacting.
+
+The functions run in background threads. `policy` says when something is due; nothing
+here is needed for right answers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import duckdb
+
+from duckvec import policy
+from duckvec.catalog import IndexRow
+from duckvec.errors import (
+    ArtifactError,
+    BuildCancelledError,
+    BusyError,
+    ClosedError,
+    NotIndexableError,
+    VectorIndexError,
+)
+from duckvec.guards import current_chain, standing_chain
+from duckvec.instance import Instance
+from duckvec.keeper import Task
+from duckvec.proving import prove_index, refresh_index
+from duckvec.rewriting import OutdatedError, rewrite_index
+from duckvec.sql_text import quote_identifier, quote_path
+from duckvec.states import DatabaseState, IndexState
+from duckvec.steps import changing, column_of
+from duckvec.tables import Caller, Table, find_table, has_column, read_only
+from duckvec.tracking import Generation
+
+logger = logging.getLogger("duckvec")
+
+# After a failure the background waits this long, twice as long after the next one, …
+RETRY_SECONDS = 1.0
+MOST_RETRY_SECONDS = 300.0
+# How often rows may move, or others change the index, before work on it is put off.
+MOST_MISSES = 5
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Rows of a table now: all, those above the watermark, and those with a vector."""
+
+    rows: int
+    tail_rows: int
+    tail_vectors: int
+
+
+def locate(instance: Instance, state: DatabaseState, index: IndexState) -> Table | None:
+    """Return the table of an index as it is now; None where it is gone."""
+    row = index.row
+    path = quote_path((state.name, row.schema_name, row.table_name))
+    caller = Caller(0, state.name, row.schema_name, "")
+    with read_only(instance.background_cursor()) as cursor:
+        table = find_table(cursor, path, caller)
+    if table is None or table.database_oid != state.oid or table.kind != "table":
+        return None
+    return table
+
+
+def why_stale(index: IndexState, table: Table | None) -> str:
+    """Return the sentence for an index whose table or column is not there."""
+    row = index.row
+    types = [
+        data_type
+        for name, data_type in (table.columns if table else ())
+        if name.lower() == row.column_name.lower()
+    ]
+    if types:
+        return (
+            f'column "{row.column_name}" of table "{row.table_name}" is {types[0]} '
+            "now; make it a vector column again, or remove its index with "
+            "drop_vector_index"
+        )
+    return (
+        f'column "{row.column_name}" of table "{row.table_name}" is gone; '
+        "drop_vector_index removes its index"
+    )
+
+
+def prove_where_needed(
+    task: Task, instance: Instance, state: DatabaseState, index: IndexState, chain: int
+) -> Table | None:
+    """Match an index to its table unless that is done for the chain.
+
+    Returns:
+        The table; None where the index cannot be matched to it.
+    """
+    with changing(task, index):
+        table = locate(instance, state, index)
+        generation = index.generation
+        identity = table.identity if table else None
+        proven = generation is not None and generation.chain == chain
+        if table and index.is_for(table) and proven:
+            return table
+        if index.failed == (chain, identity):
+            return None
+        index.failed = (chain, identity)  # unless this succeeds
+        if table is None or not has_column(table, index.row.column_name):
+            index.last_error = index.last_error or why_stale(index, table)
+            return None
+        try:
+            prove_index(task, instance, state, index, table, chain)
+            index.failed = None
+        except (BusyError, ClosedError):
+            index.failed = None  # it was stopped; the next search asks again
+            raise
+        return table
+
+
+def tend_index(
+    task: Task,
+    instance: Instance,
+    state: DatabaseState,
+    index: IndexState,
+    *,
+    thorough: bool,
+    threads: int,
+) -> bool:
+    """Seal and merge what is due; return whether anything was.
+
+    Args:
+        task: the task that this runs in.
+        instance: the DuckDB instance.
+        state: a database that can be written.
+        index: the index.
+        thorough: whether every tail that may become a segment does, for somebody who
+            waits for it.
+        threads: for the library.
+    """
+    done, misses = False, 0
+    while True:
+        task.check()
+        instance.require_open()
+        try:
+            if not _improve(task, instance, state, index, thorough, threads):
+                return done
+            done = True
+        except OutdatedError:
+            misses += 1
+            if misses == MOST_MISSES:
+                raise
+
+
+def compact_index(
+    task: Task, instance: Instance, state: DatabaseState, index: IndexState
+) -> IndexRow:
+    """Write an index anew as full segments without deleted rows, the tail included.
+
+    Raises:
+        NotIndexableError: its table or column is gone or cannot be matched to it.
+    """
+    misses = 0
+    while True:
+        if index.row.dropped:
+            raise NotIndexableError(
+                f'the index on "{index.row.table_name}" was dropped meanwhile; create '
+                "one with create_vector_index"
+            )
+        chain = current_chain(task, instance, state)
+        index.failed = None
+        table = prove_where_needed(task, instance, state, index, chain)
+        if table is None:
+            raise NotIndexableError(index.last_error or "the index cannot be matched")
+        refresh_index(task, instance, state, index, table)
+        base = index.generation
+        if base is None:
+            continue
+        counts = _count(instance, table, index, base)
+        sizes = _sizes(base)
+        _, capacity = _shape(table, index)
+        chosen = policy.choose_compaction(sizes, capacity, counts.tail_vectors)
+        if not chosen and not counts.tail_vectors:
+            return index.row
+        try:
+            return rewrite_index(
+                task,
+                instance,
+                state,
+                index,
+                table,
+                base,
+                merged=[base.segments[number].segment for number in chosen],
+                tail_rows=None,
+                threads=instance.threads,
+                gently=False,
+            )
+        except OutdatedError:
+            misses += 1
+            if misses == MOST_MISSES:
+                raise
+
+
+def _improve(
+    task: Task,
+    instance: Instance,
+    state: DatabaseState,
+    index: IndexState,
+    thorough: bool,
+    threads: int,
+) -> bool:
+    """Do the one thing that is most due; return whether there was one."""
+    if index.row.dropped:
+        return False
+    table = locate(instance, state, index)
+    if not thorough and (table is None or not _is_due(instance, state, index, table)):
+        return False
+    chain = current_chain(task, instance, state)
+    table = prove_where_needed(task, instance, state, index, chain)
+    base = index.generation
+    if table is None:
+        # Nothing helps but the next search's try, or a new index.
+        index.retry_at = time.monotonic() + MOST_RETRY_SECONDS
+        return False
+    if base is None or base.chain != chain:
+        raise OutdatedError(f"the index on {table.label} was changed meanwhile")
+    counts = _count(instance, table, index, base)
+    gone = base.covered_rows - (counts.rows - counts.tail_rows)
+    if gone > policy.LOOK_SHARE * base.covered_rows:
+        refresh_index(task, instance, state, index, table)
+        base = index.generation
+        if base is None:
+            return False
+    dimension, capacity = _shape(table, index)
+    least = policy.MINIMUM_SEGMENT_ROWS
+    if not thorough:
+        least = policy.rows_to_seal(dimension, capacity, base.entries, proven=True)
+    tail_rows: int | None = 0
+    chosen: list[int] = []
+    if counts.tail_vectors >= min(least, capacity):
+        # Large tails are published segment by segment.
+        tail_rows = capacity if counts.tail_rows > capacity else None
+    else:
+        chosen = policy.choose_merge(_sizes(base), capacity)
+        if not chosen:
+            return False
+    rewrite_index(
+        task,
+        instance,
+        state,
+        index,
+        table,
+        base,
+        merged=[base.segments[number].segment for number in chosen],
+        tail_rows=tail_rows,
+        threads=threads,
+        gently=not thorough,
+    )
+    return True
+
+
+def _is_due(
+    instance: Instance, state: DatabaseState, index: IndexState, table: Table
+) -> bool:
+    """Tell by counts alone, and without writing, whether an index wants work."""
+    if not has_column(table, index.row.column_name):
+        return False
+    generation = index.generation if index.is_for(table) else None
+    counts = _count(instance, table, index, generation)
+    dimension, capacity = _shape(table, index)
+    tail = counts.tail_vectors
+    if generation is None:
+        entries = sum(segment.row.row_count for segment in index.segments)
+        tail = max(0, counts.rows - entries)
+        gone = max(0, entries - counts.rows)
+    else:
+        entries = generation.entries
+        gone = generation.covered_rows - (counts.rows - counts.tail_rows)
+        if policy.choose_merge(_sizes(generation), capacity):
+            return True
+    if gone > policy.GONE_SHARE * max(1, entries):
+        return True
+    proven = generation is not None and row_ids_hold(instance, state, generation)
+    return tail >= policy.rows_to_seal(dimension, capacity, entries, proven)
+
+
+def row_ids_hold(
+    instance: Instance, state: DatabaseState, generation: Generation
+) -> bool:
+    """Tell whether a generation's row ids still hold, as far as one look tells."""
+    if standing_chain(instance, state) == generation.chain:
+        return True
+    mark = state.mark
+    return (
+        mark is not None
+        and mark.chain == generation.chain
+        and mark.file_sign == state.file_sign()
+    )
+
+
+def _count(
+    instance: Instance, table: Table, index: IndexState, generation: Generation | None
+) -> Counts:
+    column = quote_identifier(index.row.column_name)
+    watermark = generation.watermark if generation else -1
+    with read_only(instance.background_cursor()) as cursor:
+        rows, tail_rows, tail_vectors = cursor.execute(
+            f"SELECT (SELECT count(*) FROM {table.path}), count(*), count({column}) "
+            f"FROM {table.path} WHERE rowid > {watermark:d}"
+        ).fetchall()[0]
+    return Counts(int(rows), int(tail_rows), int(tail_vectors))
+
+
+def _sizes(generation: Generation) -> list[policy.Size]:
+    return [
+        policy.Size(
+            len(part.rowids),
+            len(part.rowids) if part.alive is None else int(part.alive.sum()),
+        )
+        for part in generation.segments
+    ]
+
+
+def _shape(table: Table, index: IndexState) -> tuple[int, int]:
+    """Return the length of an index's vectors, and how many fill a segment."""
+    dimension = index.row.dimension or column_of(table, index.row).length or 1
+    return dimension, policy.segment_capacity(index.row.index_file_size, dimension)
+
+
+@contextlib.contextmanager
+def recording(index: IndexState) -> Iterator[None]:
+    """Keep a failure of background work with the index, and put off the next try."""
+    try:
+        yield
+    except (BusyError, ClosedError, BuildCancelledError):
+        raise
+    except OutdatedError as error:
+        logger.info("%s", error)
+        index.retry_at = time.monotonic() + RETRY_SECONDS
+    except (
+        VectorIndexError,
+        duckdb.Error,
+        OSError,
+        RuntimeError,
+        MemoryError,
+    ) as error:
+        index.last_error = str(error)
+        pause = RETRY_SECONDS * 2 ** min(index.failures, 20)
+        if isinstance(error, ArtifactError):
+            pause = MOST_RETRY_SECONDS  # only building the index again helps
+        index.failures += 1
+        index.retry_at = time.monotonic() + min(pause, MOST_RETRY_SECONDS)
+        logger.warning('index on "%s": %s', index.row.table_name, error)
