@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import duckvec
-from duckvec import guards, states
+from duckvec import guard_watch, guards, states
 from tests.data import (
     EXHAUSTIVE,
     Vectors,
@@ -228,7 +228,7 @@ def test_our_own_commits_are_recognised(
 def test_the_log_is_checkpointed_while_searches_and_updates_go_on(
     path: Path, vectors: Vectors, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(guards, "LOG_SECONDS", 0.1)
+    monkeypatch.setattr(guard_watch, "LOG_SECONDS", 0.1)
     con = duckvec.connect(str(path))
     con.execute("SET checkpoint_threshold = '100KB'")
     many = clustered(20_000, 4)
@@ -261,7 +261,7 @@ def test_rows_stay_findable_while_checkpoints_and_searches_take_turns(
             con.execute("DELETE FROM items WHERE id % 40 = ?", [step])
         elif kind == 2:
             con.execute(IN_PLACE)
-            time.sleep(guards.CHANGED_SECONDS + 3 * guards.LOOK_SECONDS)
+            time.sleep(guard_watch.CHANGED_SECONDS + 3 * guard_watch.LOOK_SECONDS)
         else:
             con.execute("FORCE CHECKPOINT")
         check(con, vectors)

@@ -35,6 +35,8 @@ LAYERS = [
     "instance",
     "sessions",
     "stored_plans",
+    "chains",
+    "guard_watch",
     "guards",
     "search",
     "writer",

@@ -8,7 +8,7 @@ import duckdb
 import pytest
 
 import duckvec
-from duckvec.guards import current_chain
+from duckvec.chains import current_chain
 from duckvec.writer import SegmentWriter
 from tests.data import (
     EXHAUSTIVE,

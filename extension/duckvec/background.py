@@ -19,8 +19,9 @@ from collections.abc import Iterator
 import duckdb
 
 from duckvec import catalog, moves, policy
+from duckvec.chains import current_chain
 from duckvec.finding import settle
-from duckvec.guards import current_chain, pinned
+from duckvec.guards import pinned
 from duckvec.instance import Instance
 from duckvec.keeper import Task
 from duckvec.proving import refresh_index

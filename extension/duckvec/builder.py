@@ -15,7 +15,7 @@ from datetime import datetime, timezone
 
 from duckvec import catalog, paths
 from duckvec.catalog import IndexRow
-from duckvec.guards import commit_epoch
+from duckvec.chains import commit_epoch
 from duckvec.instance import Instance
 from duckvec.keeper import Task
 from duckvec.reader import find_dimension, require_equal_lengths

@@ -202,7 +202,7 @@ def insert_epoch(cursor: duckdb.DuckDBPyConnection, database: str, epoch: int) -
 def last_epoch(cursor: duckdb.DuckDBPyConnection, database: str) -> int:
     """Return the epoch that was committed last."""
     found = cursor.execute(f"SELECT {epoch_expression(database)}").fetchall()
-    return int(found[0][0])
+    return int(found[0][0] or 0)
 
 
 def delete_epochs(

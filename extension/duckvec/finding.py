@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from duckvec import moves
+from duckvec.guards import Look
 from duckvec.instance import Instance
 from duckvec.keeper import Task
 from duckvec.states import DatabaseState, IndexState, Session
@@ -26,11 +27,20 @@ def find_index(
     state: DatabaseState,
     table: Table,
     column_name: str,
+    look: Look | None,
 ) -> IndexState | None:
     """Return the index of a column, which may have had another name a moment ago.
 
     Called inside a search; waits where a table was renamed or made again, because
     which metric a search has depends on it.
+
+    Args:
+        instance: the DuckDB instance.
+        session: the caller's connection.
+        state: the database.
+        table: the table that is searched.
+        column_name: its vector column.
+        look: a transaction in which the table was just found.
     """
     if table.kind != "table" or not state.indexes:
         return None
@@ -40,7 +50,7 @@ def find_index(
         known = [one for one in list(state.indexes.values()) if _may_be(one, table)]
     if state.read_only or all(_is_at(one, table) for one in known):
         if index is not None and not state.read_only:
-            _look_into(instance, session, state, index, table)
+            _look_into(instance, session, state, index, table, look)
         return index
     settled = settle(instance, state).wait_briefly(SETTLE_SECONDS)
     if not settled and index is not None:
@@ -54,6 +64,7 @@ def _look_into(
     state: DatabaseState,
     index: IndexState,
     table: Table,
+    look: Look | None,
 ) -> None:
     """Give up a generation whose rows have other vectors now; a proof mends it."""
     generation, sign = index.generation, state.change_sign()
@@ -61,8 +72,11 @@ def _look_into(
         return
     if sign is not None and index.witnessed == (generation.number, sign):
         return
-    with read_only(session.cursor()) as cursor:
-        rewritten = moves.is_rewritten(cursor, index, table)
+    if look is not None:
+        rewritten = moves.is_rewritten(look.cursor, index, table)
+    else:
+        with read_only(session.cursor()) as cursor:
+            rewritten = moves.is_rewritten(cursor, index, table)
     with instance.lock:
         index.witnessed = (generation.number, sign)
         if rewritten and index.generation is generation:

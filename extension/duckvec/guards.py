@@ -4,66 +4,93 @@ A guard that stands while others write has a price: DuckDB refuses `CHECKPOINT` 
 update in place that the guard does not see, `FORCE CHECKPOINT` waits for the guard, and
 the space of deleted rows is not given back. So a guard begins with a search, gives way
 to a younger one with the first search after a change, and is let go soon after the last
-search. When another one begins, a mark in the catalog tells whether a checkpoint ran
-meanwhile: if none did, no row has moved, and the chain goes on.
+search (`guard_watch`). `chains` tells whether rows moved where none stood.
 
-Threads: `hold_guard` runs inside calls that the user makes on the session's connection.
-Tiny commits are made in the armer's thread, which may have to wait while a FORCE
-CHECKPOINT waits for open transactions; the watch's thread, which ends guards, never
-waits for anything.
+Threads: what is here runs inside calls that the user makes on the session's connection,
+except that guards are armed in the armer's thread.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import duckdb
 
 from duckvec import catalog
-from duckvec.errors import VectorIndexError
+from duckvec.chains import commit_epoch, mark, standing_chain
+from duckvec.errors import BusyError
+from duckvec.guard_watch import watch_guards
 from duckvec.instance import Instance
 from duckvec.keeper import Task
-from duckvec.sizes import parse_bytes
-from duckvec.sql_text import quote_identifier
 from duckvec.states import DatabaseState, Session
-from duckvec.tables import databases, read_only
-from duckvec.tracking import READ_ONLY_CHAIN, Guard, Mark, new_chain
+from duckvec.tracking import Guard, Standing
 
 logger = logging.getLogger("duckvec")
 
-# How often the watch looks at the guards that stand.
-LOOK_SECONDS = 0.05
-# A guard goes this long after the last search where somebody wrote since,
-CHANGED_SECONDS = 0.1
-# and this long after it where nobody did: the next search has to make a commit.
-IDLE_SECONDS = 1.0
-# An attached database, which may be detached and then has to close.
-ATTACHED_SECONDS = 0.25
 # A database in memory does not tell whether it changed: its guards are renewed by age.
 UNTOLD_SECONDS = 0.25
-# A guard that cannot be armed, or a commit that cannot be made, this long: a FORCE
-# CHECKPOINT may be waiting for it. Longer than any search of ours waits.
-WAITING_SECONDS = 2.0
-# Old epochs are deleted with every so manieth commit of one: what is only an insert is
-# known again by the length that it adds to the log.
-EPOCHS_KEPT = 256
 PIN_TRIES = 3
-# How often a log that grew long under guards is looked at.
-LOG_SECONDS = 1.0
+
+
+@dataclass
+class Look:
+    """A read-only transaction in which a search looked things up; it may be a guard.
+
+    Attributes:
+        cursor: a cursor of the session's connection, inside that transaction.
+        state: the database that it surely began in; None where none is known.
+        changes: how often others had changed that database before it began.
+        taken: whether it became a guard.
+    """
+
+    cursor: duckdb.DuckDBPyConnection
+    state: DatabaseState | None = None
+    changes: int = 0
+    taken: bool = False
+
+    def close(self) -> None:
+        """End the transaction, unless it is a guard's now."""
+        if not self.taken:
+            self.cursor.close()
+
+
+def begin_look(session: Session, state: DatabaseState | None) -> Look:
+    """Begin a transaction in which a search of the session looks things up.
+
+    It looks through DuckDB's list of tables, which begins it in every database.
+
+    Args:
+        session: the connection.
+        state: the one attached database, where the transaction may become its guard: it
+            would be one of the others, too.
+    """
+    changes = state.look() if state else 0
+    cursor = session.cursor()
+    cursor.execute("BEGIN TRANSACTION READ ONLY")
+    return Look(cursor, state, changes)
 
 
 def hold_guard(
-    instance: Instance, session: Session, state: DatabaseState
+    instance: Instance,
+    session: Session,
+    state: DatabaseState,
+    look: Look | None = None,
 ) -> Task | None:
     """See to it that the session has a guard younger than the last change of others.
 
     Called only inside a call that the user makes on the session's connection. The guard
     that is replaced stands until the new one is armed; `chain_of` tells whether one of
     them guards by now.
+
+    Args:
+        instance: the DuckDB instance.
+        session: the connection.
+        state: the database.
+        look: a transaction of the session's that may serve as the guard.
 
     Returns:
         The task that arms the guard; None where that is over.
@@ -78,39 +105,70 @@ def hold_guard(
             if state.path is not None or young or not guard.armed:
                 guard.use(state.commits, state.log_bytes())
                 return None if guard.armed else guard.arming
-    cursor = session.cursor()
-    try:
-        begun = Guard(cursor, f"{catalog.schema_path(state.name)}.epoch", changes)
-    except duckdb.Error as error:  # the catalog was dropped, say
-        cursor.close()
-        logger.warning("%s", error)
+    begun = _begin(session, state, changes, look)
+    if begun is None:
+        _end(instance, session, state)
         return None
     begun.use(state.commits, state.log_bytes())
-    begun.replaces = guard
     with instance.lock:
+        # Not the one from before: the watch may have begun to close it.
+        replaced = begun.replaces = session.guards.get(state.oid)
+        if replaced is not None and not replaced.armed:
+            begun.waiting_since = replaced.waiting_since
         session.guards[state.oid] = begun
-    instance.warden.watch(functools.partial(_look_at_guards, instance))
+    watch_guards(instance)
     name = f'guarding the row ids of database "{state.name}"'
     begun.arming = instance.armer.submit(name, lambda task: _arm(task, instance, state))
     return begun.arming
 
 
-def await_arming(session: Session) -> None:
-    """Wait a moment for the guards that searches of the session began.
+def standing_of(session: Session, state: DatabaseState) -> Standing:
+    """Return how far a database has come by now, for a search of the session."""
+    return Standing(state.commits, state.log_bytes(), session.losses)
 
-    Then the tiny commit came after the caller's transaction began, which so is one that
-    no checkpoint overlooks, and the guards that were replaced are in nobody's way.
+
+def still_guarded(
+    session: Session, state: DatabaseState, chain: int | None, begun: Standing | None
+) -> bool:
+    """Tell whether no row of a database moves while a search of the session runs.
+
+    Called while it runs. Waits a moment for the guard that the search began: then the
+    guards that were replaced are in nobody's way.
+
+    Args:
+        session: the connection.
+        state: the database.
+        chain: the chain that the search was planned under; None: any will do.
+        begun: from a time when its transaction in that database had begun; None where
+            none is known.
     """
-    for guard in list(session.guards.values()):
-        if not guard.armed and guard.arming is not None:
-            guard.arming.wait_briefly()
+    if state.read_only:
+        return True
+    guard = session.guards.get(state.oid)
+    if guard is not None and not guard.armed and guard.arming is not None:
+        guard.arming.wait_briefly()
+    if begun is not None:
+        if session.losses != begun.losses:
+            return False
+        if state.commits > begun.commits or state.log_bytes() > begun.log_bytes:
+            return True
+    guard = session.guards.get(state.oid)
+    if guard is None or not guard.armed or chain not in (None, guard.chain):
+        return False
+    guard.use(state.commits, state.log_bytes())
+    # The watch may have let go of it before this use was noted.
+    return session.guards.get(state.oid) is guard
 
 
 @contextlib.contextmanager
 def pinned(
     instance: Instance, session: Session, state: DatabaseState
 ) -> Iterator[None]:
-    """Hold the session's guard for the length of a long call of the user's on it."""
+    """Hold the session's guard for the length of a long call of the user's on it.
+
+    Raises:
+        BusyError: it cannot be armed.
+    """
     guard = _pin(instance, session, state)
     try:
         yield
@@ -122,7 +180,9 @@ def pinned(
 
 
 def _pin(instance: Instance, session: Session, state: DatabaseState) -> Guard | None:
-    """Return an armed guard that is not let go of; None where none is needed or got."""
+    """Return an armed guard that is not let go of; None where none is needed."""
+    if state.read_only or not state.has_catalog:
+        return None
     for _ in range(PIN_TRIES):  # the watch may come first where this thread was slow
         arming = hold_guard(instance, session, state)
         if arming is not None:
@@ -132,102 +192,42 @@ def _pin(instance: Instance, session: Session, state: DatabaseState) -> Guard | 
             if guard is not None and guard.armed:
                 guard.pins += 1
                 return guard
-    return None
+    raise BusyError(
+        f'the rows of database "{state.name}" cannot be held in place now; try again'
+    )
 
 
-def chain_of(session: Session, state: DatabaseState) -> int | None:
-    """Return the chain of guards that protects the session's row ids, if any."""
-    if state.read_only:
-        return READ_ONLY_CHAIN
-    guard = session.guards.get(state.oid)
-    while guard is not None and guard.chain is None:
-        guard = guard.replaces
-    return None if guard is None else guard.chain
-
-
-def standing_chain(instance: Instance, state: DatabaseState) -> int | None:
-    """Return the chain of the armed guards whose connections are open, if any.
-
-    There is one at most: a guard joins the chain of those that stand when it is
-    armed.
-    """
-    if state.read_only:
-        return READ_ONLY_CHAIN
-    for session in list(instance.sessions.values()):
-        chain = chain_of(session, state)
-        if chain is not None and session.open:
-            return chain
-    return None
-
-
-def current_chain(task: Task, instance: Instance, state: DatabaseState) -> int:
-    """Return the chain under which row ids hold now, whether or not a guard stands.
-
-    Called in the keeper's and the sealer's threads. Where no guard stands, a commit and
-    a mark tell whether a checkpoint ran since the last one. What is read afterwards is
-    right for whoever holds a guard of this chain later: a checkpoint in between shows
-    in the next mark, which then begins another chain.
-    """
-    chain = standing_chain(instance, state)
-    if chain is not None:
-        return chain
-
-    def mark(armer_task: Task) -> int:
-        commit_epoch(armer_task, instance, state)
-        return _mark(instance, state, standing_chain)
-
-    name = f'marking database "{state.name}"'
-    marking = instance.armer.submit(name, mark)
-    task.check()
-    return int(marking.wait())
-
-
-def commit_epoch(
-    task: Task,
-    instance: Instance,
-    state: DatabaseState,
-    change: Callable[[duckdb.DuckDBPyConnection], None] | None = None,
-) -> int:
-    """Commit a new epoch, together with a change of the catalog if one is given.
-
-    Called in background threads only.
-
-    Args:
-        task: the task that this is part of.
-        instance: the DuckDB instance.
-        state: a database with a catalog, not read-only.
-        change: what else the transaction does, on the cursor it is given.
-
-    Returns:
-        The epoch.
-    """
-    cursor = instance.background_cursor()
+def _begin(
+    session: Session, state: DatabaseState, changes: int, look: Look | None
+) -> Guard | None:
+    """Begin the transaction of a guard; None where the catalog was dropped, say."""
+    taken = look is not None and not look.taken and look.state is state
+    cursor = look.cursor if look and taken else session.cursor()
     try:
-        with contextlib.ExitStack() as stack:
-            task.beginning(lambda: stack.enter_context(state.committing))
-            before = state.look_closely()
-            known, state.epoch = state.epoch, None  # unless this succeeds
-            last = catalog.last_epoch(cursor, state.name) if known is None else known
-            epoch = last + 1
-            if change is None and epoch % EPOCHS_KEPT:
-                insert = functools.partial(catalog.insert_epoch, cursor, state.name)
-                task.beginning(lambda: insert(epoch))
-                state.overlook_own_commit(before)
-            else:
-                task.beginning(lambda: catalog.begin(cursor, state.name))
-                if change is not None:
-                    change(cursor)
-                catalog.insert_epoch(cursor, state.name, epoch)
-                catalog.delete_epochs(cursor, state.name, epoch)
-                cursor.execute("COMMIT")
-            state.epoch = epoch
-            state.commits += 1
-        return epoch
-    finally:
+        if not taken:
+            cursor.execute("BEGIN TRANSACTION READ ONLY")
+        cursor.execute(f"FROM {catalog.schema_path(state.name)}.epoch LIMIT 0")
+        cursor.fetchall()
+    except duckdb.Error as error:
         cursor.close()
+        logger.warning("%s", error)
+        return None
+    if look and taken:
+        look.taken, changes = True, look.changes
+    return Guard(cursor, changes)
+
+
+def _end(instance: Instance, session: Session, state: DatabaseState) -> None:
+    """End a guard that cannot be renewed: the watch could not tell who uses it."""
+    with instance.lock:
+        guard = session.guards.pop(state.oid, None)
+        session.losses += 1
+    if guard is not None:
+        guard.close()
 
 
 def _arm(task: Task, instance: Instance, state: DatabaseState) -> None:
+    """Make the tiny commit that arms the guards which wait for one."""
     with instance.lock:
         waiting = [
             (session, session.guards[state.oid])
@@ -239,196 +239,19 @@ def _arm(task: Task, instance: Instance, state: DatabaseState) -> None:
     commit_epoch(task, instance, state)
     chain = standing_chain(instance, state)
     if chain is None or state.mark is None or state.mark.chain != chain:
-        chain = _mark(instance, state, standing_chain)
+        chain = mark(instance, state)
     for session, guard in waiting:
         with instance.lock:
-            if session.guards.get(state.oid) is guard:
+            if _stands(session.guards.get(state.oid), guard):
                 guard.chain = chain
-                guard.used_at = time.monotonic()
+                guard.use(state.commits, state.log_bytes())
             replaced, guard.replaces = guard.replaces, None
         if replaced is not None:
             replaced.close()
 
 
-def _mark(
-    instance: Instance,
-    state: DatabaseState,
-    chain_that_stands: Callable[[Instance, DatabaseState], int | None],
-) -> int:
-    """Note how much of the catalog no checkpoint has written yet; return the chain.
-
-    Called in the armer's thread right after `commit_epoch`: a later mark with as many
-    fresh rows more as there were commits tells that no checkpoint ran in between. A
-    guard that is older than the commit keeps its chain.
-
-    Args:
-        instance: the DuckDB instance.
-        state: the database.
-        chain_that_stands: returns the chain of a guard that still stands after the
-            look; None where there is none, which goes on with the last mark's chain
-            or begins a new one.
-    """
-    sign = state.file_sign()
-    cursor = instance.background_cursor()
-    with state.committing, read_only(cursor):
-        fresh = catalog.count_fresh_epochs(cursor, state.name)
-        found = cursor.execute("SELECT current_setting('checkpoint_threshold')")
-        state.log_limit = parse_bytes(found.fetchall()[0][0])
-        commits = state.commits
-    last = state.mark
-    chain = chain_that_stands(instance, state)
-    if chain is None and last is not None and last.leads_to(commits, fresh):
-        chain = last.chain
-    if chain is None:
-        chain = new_chain()
-    state.mark = Mark(chain, commits, fresh, sign)
-    return chain
-
-
-# Letting go
-
-
-def _look_at_guards(instance: Instance) -> float | None:
-    """Let go of guards that nobody needs; return seconds to the next look, if any."""
-    with instance.lock:
-        held = [
-            (session, oid)
-            for session in instance.sessions.values()
-            for oid in session.guards
-        ]
-    left = False
-    for session, oid in held:
-        state, guard = instance.databases.get(oid), session.guards.get(oid)
-        now = time.monotonic()
-        if guard is None:
-            continue
-        late = not guard.armed and now - guard.begun_at > WAITING_SECONDS
-        if state is None or late or session.seems_closed(state.log_bytes(), now):
-            _release(instance, session, oid, guard.used_at)
-        elif not (guard.armed and _is_over(instance, session, state, guard)):
-            left = True
-            if guard.armed:
-                _keep_mark_and_log(instance, state, guard)
-    return LOOK_SECONDS if left else None
-
-
-def _is_over(
-    instance: Instance, session: Session, state: DatabaseState, guard: Guard
-) -> bool:
-    """End a guard that is not needed any more; return whether it is ended."""
-    used_at, now = guard.used_at, time.monotonic()
-    idle = now - used_at
-    if guard.pins:
-        return False
-    if state.look() != guard.changes and _was_committed_since(state, guard):
-        marked = state.mark is None or state.mark.file_sign == state.file_sign()
-        if idle < (CHANGED_SECONDS if marked else IDLE_SECONDS):
-            return False
-        return _release(instance, session, state.oid, used_at)
-    enough = ATTACHED_SECONDS if state.attached else IDLE_SECONDS
-    if idle < enough or instance.keeper.pending():
-        return False
-    if guard.ending != used_at:
-        guard.ending, guard.ending_since = used_at, now
-        name = f'ending a guard of database "{state.name}"'
-        instance.armer.submit(
-            name, lambda task: _follow(task, instance, session, state, guard, used_at)
-        )
-        return False
-    # What keeps that commit waiting may be a FORCE CHECKPOINT that waits for the guard.
-    if guard.followed != used_at and now - guard.ending_since < WAITING_SECONDS:
-        return False
-    return _release(instance, session, state.oid, used_at)
-
-
-def _was_committed_since(state: DatabaseState, guard: Guard) -> bool:
-    """Tell whether a commit surely came after the last search under a guard began.
-
-    Then all searches under it are transactions that no checkpoint overlooks. A change
-    of the file alone may be a checkpoint, or what a bulk load writes ahead.
-    """
-    return state.commits > guard.commits_at_use or state.log_bytes() > guard.log_at_use
-
-
-def _follow(
-    task: Task,
-    instance: Instance,
-    session: Session,
-    state: DatabaseState,
-    guard: Guard,
-    used_at: float,
-) -> None:
-    """Commit after all searches that rely on a guard began, so that it may end."""
-    try:
-        if state.attached and _was_detached(instance, state):
-            _release(instance, session, state.oid, used_at)
-            return
-        commit_epoch(task, instance, state)
-    except (duckdb.Error, VectorIndexError) as error:  # detached, or closed meanwhile
-        logger.debug("no commit before the end of a guard: %s", error)
-        return
-    guard.followed = used_at
-
-
-def _was_detached(instance: Instance, state: DatabaseState) -> bool:
-    """Tell whether a database is attached no more, and then forget it."""
-    with read_only(instance.background_cursor()) as cursor:
-        attached = {oid for _, oid in databases(cursor)}
-    if state.oid in attached:
-        return False
-    instance.forget_detached(attached)
-    return True
-
-
-def _keep_mark_and_log(instance: Instance, state: DatabaseState, guard: Guard) -> None:
-    """After a checkpoint under a guard, mark anew; checkpoint a log grown too long."""
-    mark = state.mark
-    if mark is not None and mark.file_sign != state.file_sign():
-        instance.armer.submit_once(
-            f'marking database "{state.name}"',
-            lambda task: _mark_anew(task, instance, state),
-        )
-    now = time.monotonic()
-    if guard.changes == state.changes and now - state.log_looked_at > LOG_SECONDS:
-        state.log_looked_at = now
-        if state.log_bytes() > state.log_limit:
-            instance.armer.submit_once(
-                f'checkpointing database "{state.name}"',
-                lambda task: _checkpoint_a_long_log(task, instance, state),
-            )
-
-
-def _mark_anew(task: Task, instance: Instance, state: DatabaseState) -> None:
-    if standing_chain(instance, state) is None:
-        return
-    commit_epoch(task, instance, state)
-    _mark(instance, state, standing_chain)
-
-
-def _checkpoint_a_long_log(
-    task: Task, instance: Instance, state: DatabaseState
-) -> None:
-    """Do what commits do by themselves where no guard stands; it moves nothing."""
-    cursor = instance.background_cursor()
-    try:
-        task.beginning(
-            lambda: cursor.execute(f"CHECKPOINT {quote_identifier(state.name)}")
-        )
-    except duckdb.TransactionException as error:
-        logger.debug("a checkpoint waits for its time: %s", error)
-    finally:
-        cursor.close()
-
-
-def _release(instance: Instance, session: Session, oid: int, used_at: float) -> bool:
-    """End the session's guard unless it was used after `used_at`."""
-    with instance.lock:
-        guard = session.guards.get(oid)
-        if guard is None or guard.pins or guard.used_at != used_at:
-            return guard is None
-        del session.guards[oid]
-    try:
-        guard.close()
-    except duckdb.Error as error:
-        logger.debug("a guard was closed with its connection: %s", error)
-    return True
+def _stands(newest: Guard | None, guard: Guard) -> bool:
+    """Tell whether a guard is the newest of a session, or one that it will replace."""
+    while newest is not None and newest is not guard:
+        newest = newest.replaces
+    return newest is guard

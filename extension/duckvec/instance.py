@@ -245,12 +245,17 @@ class Instance:
 
     # Names that were looked up
 
-    def sign_of(self, caller: Caller) -> ChangeSign | None:
-        """Return the change sign of the caller's default database, None without one."""
+    def state_of(self, caller: Caller) -> DatabaseState | None:
+        """Return the state of the caller's default database, None where it has none."""
         for state in list(self.databases.values()):
             if state.name == caller.database:
-                return state.change_sign()
+                return state
         return None
+
+    @property
+    def has_one_database(self) -> bool:
+        """Whether only one database is known to be attached."""
+        return len(self.databases) == 1
 
     def remember(
         self,
@@ -265,7 +270,7 @@ class Instance:
         Args:
             collection: the name.
             caller: who asked.
-            sign: `sign_of(caller)` from before the look.
+            sign: the change sign of the caller's default database from before the look.
             table: what the name meant.
             state: its database.
         """

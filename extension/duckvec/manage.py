@@ -13,6 +13,7 @@ import duckdb
 
 from duckvec import background, builder, catalog, finding, moves, paths, upkeep
 from duckvec.catalog import IndexRow
+from duckvec.chains import chain_of
 from duckvec.errors import (
     ColumnError,
     NotIndexableError,
@@ -20,7 +21,7 @@ from duckvec.errors import (
     ReadOnlyError,
     UnknownCollectionError,
 )
-from duckvec.guards import chain_of, pinned
+from duckvec.guards import pinned
 from duckvec.index_types import get_index_type
 from duckvec.instance import Instance
 from duckvec.keeper import Task

@@ -21,8 +21,8 @@ import numpy as np
 
 from duckvec import catalog
 from duckvec.catalog import index_key
+from duckvec.chains import commit_epoch
 from duckvec.errors import ArtifactError
-from duckvec.guards import commit_epoch
 from duckvec.instance import Instance
 from duckvec.keeper import Task
 from duckvec.metrics import METRICS

@@ -6,22 +6,24 @@ distance; `index` joins the hits of a generation to the live table and adds the 
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 
 import duckdb
 
 from duckvec import background, catalog, finding
+from duckvec.chains import chain_of
 from duckvec.errors import (
     ArtifactError,
     QueryError,
     shorten,
 )
 from duckvec.filters import check_filter
-from duckvec.guards import chain_of, hold_guard
+from duckvec.guards import Look, begin_look, hold_guard, standing_of
 from duckvec.index_types import get_index_type
 from duckvec.instance import Instance
 from duckvec.metrics import METRICS, Metric, parse_metric
@@ -49,6 +51,8 @@ REFRESH_SHARE = 0.05
 REFRESH_ROWS = 64
 # They are counted again after a change, but no sooner than this.
 SURPLUS_SECONDS = 0.25
+
+_search_numbers = itertools.count(1)
 
 
 @dataclass(frozen=True)
@@ -80,20 +84,53 @@ def plan_search(
     """
     k = _check_k(request.k)
     looked_up = instance.recall(request.collection, caller)
-    if looked_up is None or request.filter is not None:
-        sign = instance.sign_of(caller)
-        with read_only(session.cursor()) as cursor:
-            table = find_table(cursor, request.collection, caller)
-            if table is None:
-                return _plan_unseen(cursor, request, k)
-            state = instance.database(cursor, table.database, table.database_oid)
-            condition = check_filter(cursor, request.filter)
-        instance.remember(request.collection, caller, sign, table, state)
-    else:
+    if looked_up is not None and request.filter is None:
         table, state = looked_up
-        condition = None
+        return _plan(instance, session, request, caller, k, table, state, None, None)
+    known = instance.state_of(caller)
+    sign = known.look_closely() if known else None
+    look = begin_look(session, known if instance.has_one_database else None)
+    try:
+        found = find_table(look.cursor, request.collection, caller)
+        if found is None:
+            return _plan_unseen(look.cursor, request, k)
+        state = instance.database(look.cursor, found.database, found.database_oid)
+        condition = check_filter(look.cursor, request.filter)
+        instance.remember(request.collection, caller, sign, found, state)
+        return _plan(
+            instance, session, request, caller, k, found, state, condition, look
+        )
+    finally:
+        look.close()
+
+
+def _plan(
+    instance: Instance,
+    session: Session,
+    request: Request,
+    caller: Caller,
+    k: int,
+    table: Table,
+    state: DatabaseState,
+    condition: str | None,
+    look: Look | None,
+) -> str:
+    """Return the text of a search of a table that was found, by the right route.
+
+    Args:
+        instance: the DuckDB instance.
+        session: the caller's connection.
+        request: what is asked for.
+        caller: what names are resolved by.
+        k: rows wanted, checked.
+        table: what the collection means.
+        state: its database.
+        condition: the filter, checked.
+        look: the transaction in which they were found, None where they were recalled.
+    """
+    begun = standing_of(session, state)
     column = find_column(table, request.column_name)
-    index = finding.find_index(instance, session, state, table, column.name)
+    index = finding.find_index(instance, session, state, table, column.name, look)
     row = index.row if index else None
     search = Search(
         table,
@@ -106,7 +143,9 @@ def plan_search(
     params = _check_params(index, request.params, k)
     if index is None or condition is not None:
         return exact_text(search)
-    generation = _usable_generation(instance, session, state, index, search, params)
+    generation = _usable_generation(
+        instance, session, state, index, search, params, look
+    )
     in_own_database = caller.database == table.database
     oldest = (
         generation.seal.transaction
@@ -131,6 +170,9 @@ def plan_search(
         "k": k,
         "watermark": generation.watermark,
         "params": params,
+        "database": state.oid,
+        "number": next(_search_numbers),
+        "begun": astuple(begun) if in_own_database else None,
     }
     values = {
         "ticket": quote_literal(json.dumps(ticket)),
@@ -191,6 +233,7 @@ def _usable_generation(
     index: IndexState,
     search: Search,
     params: Mapping[str, int],
+    look: Look | None,
 ) -> Generation | None:
     """Return the generation that this search may use, or None for the exact scan.
 
@@ -204,7 +247,9 @@ def _usable_generation(
     kind = get_index_type(index.row.index_type)
     if kind.compressed and kind.exhaustive(params, index.row.params):
         return None
-    arming = hold_guard(instance, session, state)
+    arming = hold_guard(instance, session, state, look)
+    if look is not None:
+        look.close()  # what follows may have to wait
     chain = chain_of(session, state)
     if chain is None and arming is not None:
         arming.wait_briefly()

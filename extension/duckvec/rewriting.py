@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from duckvec.catalog import IndexRow
+from duckvec.chains import current_chain
 from duckvec.errors import VectorIndexError
-from duckvec.guards import current_chain
 from duckvec.index_types import get_index_type
 from duckvec.instance import Instance
 from duckvec.keeper import Task

@@ -21,7 +21,7 @@ from duckvec.errors import ClosedError
 from duckvec.keeper import Task
 from duckvec.segments import Segment
 from duckvec.tables import Table
-from duckvec.tracking import Generation, Guard, Mark
+from duckvec.tracking import Generation, Guard, Mark, Standing
 
 # What a tiny commit of ours adds to the log: 135 bytes on DuckDB 2.0, 132 on 1.5, more
 # in an encrypted one. Another commit beside it adds 50 more at least.
@@ -52,6 +52,10 @@ class Session:
         self.kept: duckdb.DuckDBPyConnection | None = None
         self.connection = weakref.ref(connection)
         self.guards: dict[int, Guard] = {}
+        # How many guards ended before they could safely: searches then begin again.
+        self.losses = 0
+        # By the number of a search in a database that is not its default one.
+        self.begun: dict[int, Standing] = {}
         self._asked_at = time.monotonic()
 
     def cursor(self) -> duckdb.DuckDBPyConnection:
@@ -293,6 +297,11 @@ class DatabaseState:
             return False
         return time.monotonic() - self._changed_at >= SETTLED_SECONDS
 
+    def count_commit(self, epoch: int) -> None:
+        """Note that this process committed an epoch."""
+        self.epoch = epoch
+        self.commits += 1
+
     def overlook_own_commit(self, before: ChangeSign | None) -> None:
         """Do not count the tiny commit that was made since `look_closely`.
 
@@ -305,7 +314,7 @@ class DatabaseState:
         added = after[1][0] - before[1][0]
         usual = abs(added - self._commit_bytes) <= COMMIT_SLACK_BYTES
         better = not self._commit_bytes_seen or added < self._commit_bytes
-        if usual or (better and added == self._last_added):
+        if usual or (better and 0 < added == self._last_added):
             self._commit_bytes, self._commit_bytes_seen = added, True
         self._last_added = added
         if usual and self._sign == before and after[0] == before[0]:

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from duckvec import catalog, stored_plans
 from duckvec.catalog import IndexRow
+from duckvec.chains import commit_epoch
 from duckvec.errors import NotIndexableError
-from duckvec.guards import commit_epoch
 from duckvec.instance import Instance
 from duckvec.keeper import POLL_SECONDS, Task
 from duckvec.metrics import METRICS

@@ -132,6 +132,23 @@ class Mark:
         return self.fresh > 0 and fresh - self.fresh == commits - self.commits
 
 
+@dataclass(frozen=True)
+class Standing:
+    """How far a database had come when a search certainly had begun in it.
+
+    A later commit makes the search's own transaction one that no checkpoint overlooks.
+
+    Attributes:
+        commits: how many epochs this process had committed.
+        log_bytes: length of the log.
+        losses: how many guards of the session had ended before they could safely.
+    """
+
+    commits: int
+    log_bytes: int
+    losses: int
+
+
 class Guard:
     """A read-only transaction that keeps row ids where they are.
 
@@ -144,6 +161,7 @@ class Guard:
         changes: how often others had changed the database when it began.
         begun_at: when that was, on the monotonic clock.
         used_at: when a search last relied on it.
+        waiting_since: since when it, or one that it replaces, waits to be armed.
         commits_at_use: how many epochs this process had committed then.
         log_at_use: bytes of the database's log then.
         replaces: the guard that stands until this one is armed.
@@ -154,21 +172,17 @@ class Guard:
         followed: `used_at` that such a commit followed.
     """
 
-    def __init__(
-        self, cursor: duckdb.DuckDBPyConnection, epoch_table: str, changes: int
-    ) -> None:
-        """Begin the transaction on `cursor`, a cursor of the guarded connection."""
+    def __init__(self, cursor: duckdb.DuckDBPyConnection, changes: int) -> None:
+        """Take over a cursor of the guarded connection, inside the transaction."""
         self._cursor = cursor
         self.chain: int | None = None
         self.changes = changes
-        self.begun_at = self.used_at = time.monotonic()
+        self.begun_at = self.used_at = self.waiting_since = time.monotonic()
         self.replaces: Guard | None = None
         self.arming: Task | None = None
         self.pins = 0
         self.commits_at_use = self.log_at_use = 0
         self.ending = self.ending_since = self.followed = 0.0
-        cursor.execute("BEGIN TRANSACTION READ ONLY")
-        cursor.execute(f"FROM {epoch_table} LIMIT 0").fetchall()
 
     @property
     def armed(self) -> bool:

@@ -16,6 +16,7 @@ import duckdb
 
 from duckvec import policy
 from duckvec.catalog import IndexRow
+from duckvec.chains import current_chain, standing_chain
 from duckvec.errors import (
     ArtifactError,
     BuildCancelledError,
@@ -24,7 +25,6 @@ from duckvec.errors import (
     NotIndexableError,
     VectorIndexError,
 )
-from duckvec.guards import current_chain, standing_chain
 from duckvec.instance import Instance
 from duckvec.keeper import Task
 from duckvec.proving import prove_index, refresh_index
