@@ -11,22 +11,17 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from duckvec.errors import ArtifactError, QueryError, VectorIndexError
-from duckvec.guards import standing_of, still_guarded
-from duckvec.instance import Instance
+from duckvec.guards import still_guarded
 from duckvec.metrics import METRICS
 from duckvec.planner import Request, plan_search
 from duckvec.search import search_generation
 from duckvec.sessions import find_session
 from duckvec.sql_text import quote_literal
-from duckvec.states import Session
 from duckvec.tables import Caller
 from duckvec.tracking import Standing
 from duckvec.udfs.registry import udf
 
 logger = logging.getLogger("duckvec")
-
-# Searches of a session whose beginning is remembered: those that run at once.
-REMEMBERED = 256
 
 
 @udf(
@@ -124,7 +119,18 @@ def _find(
     found = instance.generation(order["generation"])
     if found is not None and seen_epoch[0].as_py() < found[0].seal.epoch:
         found = None
-    _require_guard(instance, session, order, found[0].chain if found else None)
+    state = instance.databases.get(order["database"])
+    if state is None or not still_guarded(
+        session,
+        state,
+        found[0].chain if found else None,
+        Standing(*order["planned"]),
+        None if order["in_own_database"] else seen_epoch[0].as_py(),
+    ):
+        raise QueryError(
+            "a checkpoint that waited for open transactions may have moved rows while "
+            "this search was about to run; run it again"
+        )
     if found is not None:
         generation, index = found
         try:
@@ -141,30 +147,6 @@ def _find(
             index.last_error = str(error)
             logger.warning("%s", error)
     return _everything_up_to(order["watermark"], len(queries))
-
-
-def _require_guard(
-    instance: Instance, session: Session, order: dict[str, Any], chain: int | None
-) -> None:
-    """Check that row ids hold for this search from here on.
-
-    Raises:
-        QueryError: they may not: what should have held them in place is gone.
-    """
-    state = instance.databases.get(order["database"])
-    number = order["number"]
-    first = order["begun"]
-    begun = Standing(*first) if first else session.begun.get(number)
-    if state is None or not still_guarded(session, state, chain, begun):
-        raise QueryError(
-            "a checkpoint that waited for open transactions may have moved rows while "
-            "this search was about to run; run it again"
-        )
-    if begun is None:
-        # By now its transaction has begun in that database, for its later batches.
-        while len(session.begun) >= REMEMBERED:
-            session.begun.pop(next(iter(session.begun)))
-        session.begun[number] = standing_of(session, state)
 
 
 def _everything_up_to(

@@ -75,7 +75,8 @@ def _is_over(
     idle = now - used_at
     if guard.pins:
         return False
-    if state.look() != guard.changes and _was_committed_since(state, guard):
+    changed = state.look() != guard.changes and not guard.from_elsewhere
+    if changed and _was_committed_since(state, guard):
         marked = state.mark is None or state.mark.file_sign == state.file_sign()
         if idle < (CHANGED_SECONDS if marked else IDLE_SECONDS):
             return False

@@ -79,6 +79,8 @@ def hold_guard(
     session: Session,
     state: DatabaseState,
     look: Look | None = None,
+    *,
+    from_elsewhere: bool = False,
 ) -> Task | None:
     """See to it that the session has a guard younger than the last change of others.
 
@@ -91,6 +93,7 @@ def hold_guard(
         session: the connection.
         state: the database.
         look: a transaction of the session's that may serve as the guard.
+        from_elsewhere: whether the session's default database is another one.
 
     Returns:
         The task that arms the guard; None where that is over.
@@ -100,6 +103,8 @@ def hold_guard(
     now, changes = time.monotonic(), state.look()
     with instance.lock:
         guard = session.guards.get(state.oid)
+        if guard is not None:
+            guard.from_elsewhere |= from_elsewhere
         if guard is not None and guard.changes == changes:
             young = now - guard.begun_at < UNTOLD_SECONDS
             if state.path is not None or young or not guard.armed:
@@ -110,6 +115,7 @@ def hold_guard(
         _end(instance, session, state)
         return None
     begun.use(state.commits, state.log_bytes())
+    begun.from_elsewhere = from_elsewhere
     with instance.lock:
         # Not the one from before: the watch may have begun to close it.
         replaced = begun.replaces = session.guards.get(state.oid)
@@ -128,7 +134,11 @@ def standing_of(session: Session, state: DatabaseState) -> Standing:
 
 
 def still_guarded(
-    session: Session, state: DatabaseState, chain: int | None, begun: Standing | None
+    session: Session,
+    state: DatabaseState,
+    chain: int | None,
+    planned: Standing,
+    seen_epoch: int | None,
 ) -> bool:
     """Tell whether no row of a database moves while a search of the session runs.
 
@@ -139,19 +149,25 @@ def still_guarded(
         session: the connection.
         state: the database.
         chain: the chain that the search was planned under; None: any will do.
-        begun: from a time when its transaction in that database had begun; None where
-            none is known.
+        planned: how far things had come then.
+        seen_epoch: the epoch that its transaction sees, where that is of another
+            database than the default one, and may have begun after the planning.
     """
     if state.read_only:
         return True
     guard = session.guards.get(state.oid)
     if guard is not None and not guard.armed and guard.arming is not None:
         guard.arming.wait_briefly()
-    if begun is not None:
-        if session.losses != begun.losses:
-            return False
-        if state.commits > begun.commits or state.log_bytes() > begun.log_bytes:
-            return True
+    if session.losses != planned.losses:
+        return False
+    if seen_epoch is not None:
+        is_followed = (state.epoch or 0) > seen_epoch
+    else:
+        is_followed = (
+            state.commits > planned.commits or state.log_bytes() > planned.log_bytes
+        )
+    if is_followed:
+        return True
     guard = session.guards.get(state.oid)
     if guard is None or not guard.armed or chain not in (None, guard.chain):
         return False

@@ -6,7 +6,6 @@ distance; `index` joins the hits of a generation to the live table and adds the 
 
 from __future__ import annotations
 
-import itertools
 import json
 import re
 import time
@@ -51,8 +50,6 @@ REFRESH_SHARE = 0.05
 REFRESH_ROWS = 64
 # They are counted again after a change, but no sooner than this.
 SURPLUS_SECONDS = 0.25
-
-_search_numbers = itertools.count(1)
 
 
 @dataclass(frozen=True)
@@ -128,7 +125,7 @@ def _plan(
         condition: the filter, checked.
         look: the transaction in which they were found, None where they were recalled.
     """
-    begun = standing_of(session, state)
+    planned = standing_of(session, state)
     column = find_column(table, request.column_name)
     index = finding.find_index(instance, session, state, table, column.name, look)
     row = index.row if index else None
@@ -171,8 +168,8 @@ def _plan(
         "watermark": generation.watermark,
         "params": params,
         "database": state.oid,
-        "number": next(_search_numbers),
-        "begun": astuple(begun) if in_own_database else None,
+        "planned": astuple(planned),
+        "in_own_database": in_own_database,
     }
     values = {
         "ticket": quote_literal(json.dumps(ticket)),
@@ -184,7 +181,7 @@ def _plan(
         # The caller's transaction begins there when the text is bound: the guard must
         # still stand. Numbers of transactions cannot be compared: the epoch that the
         # snapshot sees tells its age.
-        hold_guard(instance, session, state)
+        hold_guard(instance, session, state, from_elsewhere=True)
         if not _good_for(generation, chain_of(session, state), table):
             return exact_text(search)
         values["seen_epoch"] = catalog.epoch_expression(state.name)

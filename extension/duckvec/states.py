@@ -21,7 +21,7 @@ from duckvec.errors import ClosedError
 from duckvec.keeper import Task
 from duckvec.segments import Segment
 from duckvec.tables import Table
-from duckvec.tracking import Generation, Guard, Mark, Standing
+from duckvec.tracking import Generation, Guard, Mark
 
 # What a tiny commit of ours adds to the log: 135 bytes on DuckDB 2.0, 132 on 1.5, more
 # in an encrypted one. Another commit beside it adds 50 more at least.
@@ -54,8 +54,6 @@ class Session:
         self.guards: dict[int, Guard] = {}
         # How many guards ended before they could safely: searches then begin again.
         self.losses = 0
-        # By the number of a search in a database that is not its default one.
-        self.begun: dict[int, Standing] = {}
         self._asked_at = time.monotonic()
 
     def cursor(self) -> duckdb.DuckDBPyConnection:

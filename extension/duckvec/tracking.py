@@ -134,9 +134,10 @@ class Mark:
 
 @dataclass(frozen=True)
 class Standing:
-    """How far a database had come when a search certainly had begun in it.
+    """How far things had come when a search was planned.
 
-    A later commit makes the search's own transaction one that no checkpoint overlooks.
+    A commit after the search's transaction began makes that transaction one that no
+    checkpoint overlooks.
 
     Attributes:
         commits: how many epochs this process had committed.
@@ -166,6 +167,8 @@ class Guard:
         log_at_use: bytes of the database's log then.
         replaces: the guard that stands until this one is armed.
         pins: how many long calls need it to stand, whoever writes.
+        from_elsewhere: whether a search whose default database is another one relies
+            on it: which commits came after that began only epochs tell.
         arming: the task that arms it.
         ending: `used_at` when a commit was asked for, after which it may end.
         ending_since: when that was.
@@ -181,6 +184,7 @@ class Guard:
         self.replaces: Guard | None = None
         self.arming: Task | None = None
         self.pins = 0
+        self.from_elsewhere = False
         self.commits_at_use = self.log_at_use = 0
         self.ending = self.ending_since = self.followed = 0.0
 
