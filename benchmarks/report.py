@@ -15,6 +15,10 @@ MOST_EXTRA_MS = 3.0
 LOWEST_JOIN_RATIO = 0.5
 MOST_BUILD_RATIO = 1.3
 MOST_EXTRA_COPIES = 2.0
+MOST_CHANGING_RATIO = 2.0
+MOST_SETTLED_RATIO = 1.2
+MOST_BACK_SECONDS = 2.0
+LOWEST_WRITE_RATIO = 0.9
 
 WIDTH = 130
 START, END = "<!-- results -->", "<!-- end of results -->"
@@ -103,6 +107,85 @@ BATCH_COLUMNS: dict[str, Callable[[Row, Row], str]] = {
         _number(row["raw_plain_per_second"], 0) if "raw_plain_ms" in row else "-"
     ),
 }
+CHANGE_COLUMNS = ("what", "measured", "mark")
+
+
+def _change_rows(changes: Row) -> list[tuple[str, str, str]]:
+    """Return the lines of the table of searches and writes under change."""
+
+    def at_most(name: str, most: float, unit: str = "") -> str:
+        value = changes[name]
+        text = "never" if value is None else f"{value:.2f}{unit}"
+        return _marked(text, value is not None and value <= most)
+
+    def at_least(name: str, least: float) -> str:
+        value = changes[name]
+        return _marked(f"{value:.2f}", value >= least)
+
+    def recall(name: str) -> str:
+        return f"{changes[name]:.3f}"
+
+    def megabytes(name: str) -> str:
+        return f"{changes[name] / 1e6:,.0f} MB"
+
+    lines = [
+        (
+            "search at rest",
+            f"{changes['quiet_ms']:.2f} ms, recall {recall('quiet_recall')}",
+            "",
+        ),
+        (
+            "search after each of 1,000 inserts of 20 rows",
+            f"{changes['changing_ms']:.2f} ms, 95 % within "
+            f"{changes['changing_high_ms']:.2f}, recall {recall('changing_recall')}",
+            "",
+        ),
+        (
+            "the same, of the search at rest",
+            at_most("changing_ratio", MOST_CHANGING_RATIO),
+            f"{MOST_CHANGING_RATIO} at most",
+        ),
+        (
+            "search after a checkpoint, of one before",
+            at_most("checkpoint_ratio", MOST_SETTLED_RATIO),
+            f"{MOST_SETTLED_RATIO} at most",
+        ),
+        (
+            f"back to {MOST_SETTLED_RATIO} after a checkpoint that moved rows",
+            at_most("back_seconds", MOST_BACK_SECONDS, " s"),
+            f"{MOST_BACK_SECONDS:.0f} s at most",
+        ),
+    ]
+    writes = {
+        "insert": "inserts of 20 rows",
+        "update": "updates of a vector",
+        "update_in_place": "updates of a number",
+        "delete": "deletes",
+    }
+    lines += [
+        (
+            f"{label}, of those without an index",
+            at_least(f"{name}_ratio", LOWEST_WRITE_RATIO),
+            f"{LOWEST_WRITE_RATIO} at least",
+        )
+        for name, label in writes.items()
+    ]
+    lines += [
+        (
+            f"largest {what} in {changes['hour_updates']:,} updates, as of an hour, "
+            "and without an index",
+            f"{megabytes(f'hour_{key}')}; {megabytes(f'hour_plain_{key}')}",
+            "",
+        )
+        for what, key in (("file", "file_bytes"), ("log", "log_bytes"))
+    ]
+    return lines
+
+
+def _change_title(changes: Row) -> str:
+    return f"Under change ({changes['data']}, {changes['index_type']})"
+
+
 TABLES = {
     "Builds (memory and files in MB)": BUILD_COLUMNS,
     "One query": SINGLE_COLUMNS,
@@ -145,6 +228,13 @@ def show(results: Row) -> None:
                 index_type, *(cell(row, results) for cell in columns.values())
             )
         console.print(table)
+    if "changes" in results:
+        table = Table(title=_change_title(results["changes"]), title_justify="left")
+        for name in CHANGE_COLUMNS:
+            table.add_column(name)
+        for line in _change_rows(results["changes"]):
+            table.add_row(*line)
+        console.print(table)
     console.print(_duckdb_line(results))
 
 
@@ -163,6 +253,14 @@ def _markdown(results: Row) -> str:
         for index_type, row in results["types"].items():
             cells = " | ".join(cell(row, results) for cell in columns.values())
             lines.append(f"| {index_type} | {cells} |")
+        parts.append(f"### {title}\n\n" + "\n".join(lines))
+    if "changes" in results:
+        lines = [
+            f"| {' | '.join(CHANGE_COLUMNS)} |",
+            "|---|---:|---:|",
+            *(f"| {' | '.join(line)} |" for line in _change_rows(results["changes"])),
+        ]
+        title = _change_title(results["changes"])
         parts.append(f"### {title}\n\n" + "\n".join(lines))
     parts.append(_duckdb_line(results))
     return "\n\n".join(parts) + "\n"

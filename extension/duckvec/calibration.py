@@ -28,7 +28,7 @@ from duckvec.metrics import Metric, normalize_rows
 # Above the recall of 0.95 that is wanted for new queries, by the noise of a sample.
 TARGET_RECALL = 0.96
 SAMPLE = 100  # of each kind
-SEARCHED = 40  # of each kind, where only searches tell what a setting finds
+SEARCHED = 64  # of each kind, where only searches tell what a setting finds
 K = 10
 BLOCK_ROWS = 2048
 SMALL_BLOCK_ROWS = 256

@@ -59,7 +59,9 @@ def _look_at_guards(instance: Instance) -> float | None:
             continue
         late = not guard.armed and now - guard.waiting_since > WAITING_SECONDS
         if state is None or late or session.seems_closed(state.log_bytes(), now):
-            _release(instance, session, oid, guard.used_at, safely=False)
+            # In a detached database nobody can make a checkpoint.
+            detached = state is None
+            _release(instance, session, oid, guard.used_at, safely=detached)
         elif not (guard.armed and _is_over(instance, session, state, guard)):
             left = True
             if guard.armed:
@@ -199,7 +201,7 @@ def _release(
         if guard is None or guard.pins or guard.used_at != used_at:
             return guard is None
         del session.guards[oid]
-        session.losses += not safely
+        session.losses[oid] += not safely
     try:
         guard.close()
     except duckdb.Error as error:

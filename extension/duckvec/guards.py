@@ -130,7 +130,7 @@ def hold_guard(
 
 def standing_of(session: Session, state: DatabaseState) -> Standing:
     """Return how far a database has come by now, for a search of the session."""
-    return Standing(state.commits, state.log_bytes(), session.losses)
+    return Standing(state.commits, state.log_bytes(), session.losses[state.oid])
 
 
 def still_guarded(
@@ -158,7 +158,7 @@ def still_guarded(
     guard = session.guards.get(state.oid)
     if guard is not None and not guard.armed and guard.arming is not None:
         guard.arming.wait_briefly()
-    if session.losses != planned.losses:
+    if session.losses[state.oid] != planned.losses:
         return False
     if seen_epoch is not None:
         is_followed = (state.epoch or 0) > seen_epoch
@@ -237,7 +237,7 @@ def _end(instance: Instance, session: Session, state: DatabaseState) -> None:
     """End a guard that cannot be renewed: the watch could not tell who uses it."""
     with instance.lock:
         guard = session.guards.pop(state.oid, None)
-        session.losses += 1
+        session.losses[state.oid] += 1
     if guard is not None:
         guard.close()
 

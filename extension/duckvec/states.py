@@ -5,6 +5,7 @@ The fields change under the lock of the instance that holds them.
 
 from __future__ import annotations
 
+import collections
 import itertools
 import math
 import os
@@ -52,8 +53,8 @@ class Session:
         self.kept: duckdb.DuckDBPyConnection | None = None
         self.connection = weakref.ref(connection)
         self.guards: dict[int, Guard] = {}
-        # How many guards ended before they could safely: searches then begin again.
-        self.losses = 0
+        # How many guards of each database ended before they could safely.
+        self.losses: collections.Counter[int] = collections.Counter()
         self._asked_at = time.monotonic()
 
     def cursor(self) -> duckdb.DuckDBPyConnection:

@@ -142,7 +142,8 @@ class Standing:
     Attributes:
         commits: how many epochs this process had committed.
         log_bytes: length of the log.
-        losses: how many guards of the session had ended before they could safely.
+        losses: how many of the session's guards there had ended before they safely
+            could.
     """
 
     commits: int
