@@ -24,6 +24,7 @@ IMPATIENT: list[tuple[Any, str, Any]] = [
     (background, "COUNT_SECONDS", 0.02),
     (background, "FIRST_COUNT_SECONDS", 0.02),
     (background, "MOST_COUNT_SECONDS", 0.1),
+    (policy, "MOST_POSTPONED_SECONDS", 0.0),
     (upkeep, "RETRY_SECONDS", 0.05),
 ]
 """Module constants with which small tails are sealed at once."""

@@ -11,6 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from duckvec.errors import ArtifactError, QueryError, VectorIndexError
+from duckvec.finding import is_looked_into
 from duckvec.guards import still_guarded
 from duckvec.metrics import METRICS
 from duckvec.planner import Request, plan_search
@@ -116,7 +117,8 @@ def _find(
     seen_epoch: pa.ChunkedArray,
 ) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
     instance, session = find_session(order["session"])
-    found = instance.generation(order["generation"])
+    known = is_looked_into(session)
+    found = instance.generation(order["generation"]) if known else None
     if found is not None and seen_epoch[0].as_py() < found[0].seal.epoch:
         found = None
     state = instance.databases.get(order["database"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from duckvec import moves
-from duckvec.guards import Look
 from duckvec.instance import Instance
 from duckvec.keeper import Task
 from duckvec.states import DatabaseState, IndexState, Session
@@ -22,25 +21,12 @@ def settle(instance: Instance, state: DatabaseState) -> Task:
 
 
 def find_index(
-    instance: Instance,
-    session: Session,
-    state: DatabaseState,
-    table: Table,
-    column_name: str,
-    look: Look | None,
+    instance: Instance, state: DatabaseState, table: Table, column_name: str
 ) -> IndexState | None:
     """Return the index of a column, which may have had another name a moment ago.
 
     Called inside a search; waits where a table was renamed or made again, because
     which metric a search has depends on it.
-
-    Args:
-        instance: the DuckDB instance.
-        session: the caller's connection.
-        state: the database.
-        table: the table that is searched.
-        column_name: its vector column.
-        look: a transaction in which the table was just found.
     """
     if table.kind != "table" or not state.indexes:
         return None
@@ -49,8 +35,6 @@ def find_index(
     if index is None:
         known = [one for one in list(state.indexes.values()) if _may_be(one, table)]
     if state.read_only or all(_is_at(one, table) for one in known):
-        if index is not None and not state.read_only:
-            _look_into(instance, session, state, index, table, look)
         return index
     settled = settle(instance, state).wait_briefly(SETTLE_SECONDS)
     if not settled and index is not None:
@@ -58,30 +42,42 @@ def find_index(
     return instance.index(table, column_name)
 
 
-def _look_into(
+def look_into(
     instance: Instance,
     session: Session,
     state: DatabaseState,
     index: IndexState,
     table: Table,
-    look: Look | None,
 ) -> None:
-    """Give up a generation whose rows have other vectors now; a proof mends it."""
+    """Find out in the background, after a change, whether rows have other vectors now.
+
+    The search goes on meanwhile; `is_looked_into` waits for the answer.
+    """
     generation, sign = index.generation, state.change_sign()
-    if generation is None or generation.table_identity != table.identity:
+    if state.read_only or generation is None:
         return
     if sign is not None and index.witnessed == (generation.number, sign):
         return
-    if look is not None:
-        rewritten = moves.is_rewritten(look.cursor, index, table)
-    else:
-        with read_only(session.cursor()) as cursor:
+
+    def work(task: Task) -> None:
+        with read_only(instance.background_cursor()) as cursor:
             rewritten = moves.is_rewritten(cursor, index, table)
-    with instance.lock:
-        index.witnessed = (generation.number, sign)
-        if rewritten and index.generation is generation:
-            index.use(None)
-            index.previous = None
+        with instance.lock:
+            index.witnessed = (generation.number, sign)
+            if rewritten and index.generation is generation:
+                index.use(None)  # a proof mends it
+                index.previous = None
+
+    session.looking = instance.armer.submit(f"looking at a row of {table.path}", work)
+
+
+def is_looked_into(session: Session) -> bool:
+    """Wait for what `look_into` began; tell whether it was found out.
+
+    Called while a search of the session runs, before its generation is asked for.
+    """
+    task = session.looking
+    return task is None or task.wait_briefly()
 
 
 def _is_at(index: IndexState, table: Table) -> bool:

@@ -70,7 +70,8 @@ def begin_look(session: Session, state: DatabaseState | None) -> Look:
     """
     changes = state.look() if state else 0
     cursor = session.cursor()
-    cursor.execute("BEGIN TRANSACTION READ ONLY")
+    # What it looks up is quicker read than optimised.
+    cursor.execute("PRAGMA disable_optimizer; BEGIN TRANSACTION READ ONLY")
     return Look(cursor, state, changes)
 
 
@@ -101,6 +102,7 @@ def hold_guard(
     if state.read_only or not state.has_catalog:
         return None
     now, changes = time.monotonic(), state.look()
+    state.searched_at = now
     with instance.lock:
         guard = session.guards.get(state.oid)
         if guard is not None:

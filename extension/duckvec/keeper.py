@@ -19,6 +19,8 @@ logger = logging.getLogger("duckvec")
 # FORCE CHECKPOINT holds while it waits for writers, the caller perhaps among them.
 BEGIN_TIMEOUT_SECONDS = 10.0
 POLL_SECONDS = 0.05
+# A thread waits so long for more work: beginning another one takes longer than most.
+LINGER_SECONDS = 0.1
 # How long a search waits for short work of its own making.
 BRIEF_SECONDS = 0.5
 
@@ -146,7 +148,7 @@ class Task:
 
 
 class Keeper:
-    """A queue of tasks and a thread that lives only while there are any.
+    """A queue of tasks and a thread that lives only while there are any, or just were.
 
     Any thread may call any method. The thread is a daemon; `stop` ends it.
     """
@@ -221,18 +223,22 @@ class Keeper:
             self._thread.start()
 
     def _run(self) -> None:
+        idle = False
         while True:
             self._wake.clear()
             with self._lock:
                 task = self._current = self._queue.popleft() if self._queue else None
                 look = self._look
-                if task is None and (look is None or self._stopping):
+                if task is None and (self._stopping or (look is None and idle)):
                     self._thread = None
                     return
             if task is not None:
                 task.run()
+                idle = False
             elif look is not None:
                 self._pause(look)
+            else:
+                idle = not self._wake.wait(LINGER_SECONDS)
 
     def _pause(self, look: Callable[[], float | None]) -> None:
         try:

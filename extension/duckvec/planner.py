@@ -127,7 +127,7 @@ def _plan(
     """
     planned = standing_of(session, state)
     column = find_column(table, request.column_name)
-    index = finding.find_index(instance, session, state, table, column.name, look)
+    index = finding.find_index(instance, state, table, column.name)
     row = index.row if index else None
     search = Search(
         table,
@@ -247,6 +247,7 @@ def _usable_generation(
     arming = hold_guard(instance, session, state, look)
     if look is not None:
         look.close()  # what follows may have to wait
+    finding.look_into(instance, session, state, index, table)
     chain = chain_of(session, state)
     if chain is None and arming is not None:
         arming.wait_briefly()

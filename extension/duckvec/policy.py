@@ -16,8 +16,8 @@ from dataclasses import dataclass
 MINIMUM_SEGMENT_ROWS = 4096
 # A tail is sealed once it is this share of the index, so that there are few seals,
 SEAL_SHARE = 1 / 16
-# and before that once scanning it takes this long, about what a search by index takes.
-SCAN_SECONDS = 0.002
+# and before that once scanning it takes this long, half of a search by index,
+SCAN_SECONDS = 0.001
 # What DuckDB takes to scan one row of a tail, and one component of its vector
 # (measured from 4 to 384 dimensions, two threads).
 ROW_SECONDS = 1e-8
@@ -28,6 +28,10 @@ UNPROVEN_SHARE = 1 / 8
 FANOUT = 4
 # A segment is written anew once more than this share of its entries is gone.
 GONE_SHARE = 0.5
+# That waits until the last search is older than this, but no longer than the other: it
+# takes a processor from searches, and they are right without it.
+QUIET_SECONDS = 1.0
+MOST_POSTPONED_SECONDS = 60.0
 # How many of the covered rows may go before the background looks which.
 LOOK_SHARE = 0.05
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TypeVar
 
-NICE = 10
+NICE = 19
 
 Result = TypeVar("Result")
 

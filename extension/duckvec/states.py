@@ -53,6 +53,8 @@ class Session:
         self.kept: duckdb.DuckDBPyConnection | None = None
         self.connection = weakref.ref(connection)
         self.guards: dict[int, Guard] = {}
+        # What looks, for the search that was planned last, whether its index holds.
+        self.looking: Task | None = None
         # How many guards of each database ended before they could safely.
         self.losses: collections.Counter[int] = collections.Counter()
         self._asked_at = time.monotonic()
@@ -134,6 +136,7 @@ class IndexState:
         work: the task that writes segments for it now.
         failures: how often background work on it failed in a row.
         retry_at: when it may be tried again, on the monotonic clock.
+        postponed_since: since when the rewriting of a segment gives way to searches.
         changing: held by background threads while they change or prove it; no query
             waits for it.
         changer: the task that holds it.
@@ -156,6 +159,7 @@ class IndexState:
     work: Task | None = None
     failures: int = 0
     retry_at: float = 0.0
+    postponed_since: float | None = None
     changing: threading.Lock = field(default_factory=threading.Lock)
     changer: Task | None = None
 
@@ -173,6 +177,7 @@ class IndexState:
         """Forget failures: background work on it went well, or it was made anew."""
         self.last_error = self.failed = None
         self.failures, self.retry_at = 0, 0.0
+        self.postponed_since = None
 
     def use(self, generation: Generation | None) -> None:
         """Make `generation` the one that new plans get; running ones keep theirs."""
@@ -217,6 +222,7 @@ class DatabaseState:
         counted: whether its tails were ever counted.
         counted_at: when they were, or the watch began, on the monotonic clock.
         counted_sign: its change sign then.
+        searched_at: when a search by index was planned last, on the same clock.
         quiet_looks: how many looks in a row found nothing to do.
     """
 
@@ -243,9 +249,11 @@ class DatabaseState:
     counted: bool = False
     counted_at: float = 0.0
     counted_sign: ChangeSign | None = None
+    searched_at: float = -math.inf
     quiet_looks: int = 0
     _sign: ChangeSign | None = None
     _changed_at: float = 0.0
+    _own_sign: ChangeSign | None = None
     _commit_bytes: int = COMMIT_BYTES
     _commit_bytes_seen: bool = False
     _last_added: int | None = None
@@ -286,9 +294,13 @@ class DatabaseState:
     def settled(self, sign: ChangeSign) -> bool:
         """Tell whether all that led to this sign is visible to new transactions.
 
-        A commit changes the sign before it is visible. Our own tiny commits are over
-        when they are recognised; those of others get SETTLED_SECONDS.
+        A commit changes the sign before it is visible. DuckDB writes one commit at a
+        time to the log, and holds its lock until that is visible: when our own tiny
+        commit is over, and nothing was written since, all others are. Else they get
+        SETTLED_SECONDS.
         """
+        if sign == self._own_sign:
+            return True
         newest = max(changed for _, changed in sign) / 1e9
         if time.time() - newest >= SETTLED_SECONDS:
             return True
@@ -316,8 +328,10 @@ class DatabaseState:
         if usual or (better and 0 < added == self._last_added):
             self._commit_bytes, self._commit_bytes_seen = added, True
         self._last_added = added
-        if usual and self._sign == before and after[0] == before[0]:
-            self._sign = after
+        if usual and after[0] == before[0]:
+            self._own_sign = after
+            if self._sign == before:
+                self._sign = after
 
 
 def _size_and_time(path: str) -> tuple[int, int]:

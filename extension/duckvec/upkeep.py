@@ -239,7 +239,8 @@ def _improve(
         tail_rows = capacity if counts.tail_rows > capacity else None
     else:
         chosen = policy.choose_merge(_sizes(base), capacity)
-        if not chosen:
+        alone = len(chosen) == 1 and not thorough
+        if not chosen or (alone and _is_postponed(state, index)):
             return False
     rewrite_index(
         task,
@@ -273,12 +274,25 @@ def _is_due(
     else:
         entries = generation.entries
         gone = generation.covered_rows - (counts.rows - counts.tail_rows)
-        if policy.choose_merge(_sizes(generation), capacity):
+        chosen = policy.choose_merge(_sizes(generation), capacity)
+        if len(chosen) > 1 or (chosen and not _is_postponed(state, index)):
             return True
-    if gone > policy.GONE_SHARE * max(1, entries):
+    many_gone = gone > policy.GONE_SHARE * max(1, entries)
+    if many_gone and not _is_postponed(state, index):
         return True
     proven = generation is not None and row_ids_hold(instance, state, generation)
     return tail >= policy.rows_to_seal(dimension, capacity, entries, proven)
+
+
+def _is_postponed(state: DatabaseState, index: IndexState) -> bool:
+    """Tell whether a segment with many deleted rows stays while searches go on."""
+    now = time.monotonic()
+    if now - state.searched_at > policy.QUIET_SECONDS:
+        index.postponed_since = None
+        return False
+    if index.postponed_since is None:
+        index.postponed_since = now
+    return now - index.postponed_since < policy.MOST_POSTPONED_SECONDS
 
 
 def row_ids_hold(
