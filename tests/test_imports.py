@@ -31,6 +31,7 @@ LAYERS = [
     "priority",
     "reader",
     "states",
+    "lookups",
     "plan_text",
     "instance",
     "sessions",

@@ -146,7 +146,8 @@ def _find(
                 threads=instance.threads,
             )
         except ArtifactError as error:
-            index.last_error = str(error)
+            if generation is index.generation:
+                index.last_error = str(error)
             logger.warning("%s", error)
     return _everything_up_to(order["watermark"], len(queries))
 

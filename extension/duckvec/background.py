@@ -16,9 +16,7 @@ import logging
 import time
 from collections.abc import Iterator
 
-import duckdb
-
-from duckvec import catalog, moves, policy
+from duckvec import moves, policy
 from duckvec.chains import current_chain
 from duckvec.finding import settle
 from duckvec.guards import pinned
@@ -26,7 +24,7 @@ from duckvec.instance import Instance
 from duckvec.keeper import Task
 from duckvec.proving import refresh_index
 from duckvec.states import DatabaseState, IndexState, Session
-from duckvec.tables import Table, databases, read_only
+from duckvec.tables import Table, read_only
 from duckvec.upkeep import prove_where_needed, recording, tend_index
 
 logger = logging.getLogger("duckvec")
@@ -44,31 +42,6 @@ MOST_MEMORY_SECONDS = 2.0
 PREVIOUS_SECONDS = 30.0
 # Rows may take less space on disk than in memory: by this factor at most, most often.
 COMPRESSION = 4
-
-_INDEXED = """
-SELECT DISTINCT database_name
-FROM duckdb_tables()
-WHERE schema_name = $schema AND table_name = 'indexes'
-"""
-
-
-def begin(instance: Instance, session: Session) -> None:
-    """Look for databases with indexes, and begin to look after them.
-
-    Runs inside the user's call of `load`; where there are none, it is one query.
-    """
-    if not instance.build_threads:
-        return
-    with (
-        contextlib.suppress(duckdb.Error),
-        read_only(session.cursor()) as cursor,
-    ):
-        found = cursor.execute(_INDEXED, {"schema": catalog.SCHEMA}).fetchall()
-        names = {name for (name,) in found}
-        for name, oid in databases(cursor) if names else ():
-            if name in names:
-                instance.database(cursor, name, oid)
-    watch(instance)
 
 
 def watch(instance: Instance) -> None:
@@ -97,9 +70,7 @@ def guarded(instance: Instance, session: Session) -> Iterator[None]:
     Runs inside the user's call on that connection.
     """
     with read_only(session.cursor()) as cursor:
-        states = [
-            instance.database(cursor, name, oid) for name, oid in databases(cursor)
-        ]
+        states = instance.look_at_all(cursor)
     with contextlib.ExitStack() as stack:
         for state in states:
             if state.indexes:
@@ -126,6 +97,8 @@ def tend_all(instance: Instance) -> Task:
     def work(task: Task) -> None:
         for state in _states(instance):
             settle(instance, state).wait()
+            if instance.databases.get(state.oid) is not state:
+                continue  # it was detached
             _prepare(task, instance, state)
             for index in _wanting(state):
                 with recording(index):
@@ -154,7 +127,8 @@ def _wanting(state: DatabaseState) -> list[IndexState]:
 
 def _settle_and_prepare(task: Task, instance: Instance, state: DatabaseState) -> None:
     moves.settle(task, instance, state)
-    _prepare(task, instance, state)
+    if instance.databases.get(state.oid) is state:
+        _prepare(task, instance, state)
 
 
 def _prepare(task: Task, instance: Instance, state: DatabaseState) -> None:
@@ -174,7 +148,7 @@ def _prepare(task: Task, instance: Instance, state: DatabaseState) -> None:
 def _look(instance: Instance) -> float | None:
     """Have tails counted where that may be worth it; return seconds to the next."""
     states = [state for state in _states(instance) if _wanting(state)]
-    if not states or not instance.is_open:
+    if not states or not instance.seems_open():
         return None
     for state in states:
         _let_go(instance, state)
@@ -223,6 +197,9 @@ def _submit(instance: Instance, state: DatabaseState) -> None:
 
     def work(task: Task) -> None:
         done = False
+        settle(instance, state).wait()
+        if instance.databases.get(state.oid) is not state:
+            return  # it was detached
         for index in _wanting(state):
             if index.retry_at > time.monotonic():
                 continue

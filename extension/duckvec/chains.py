@@ -15,11 +15,12 @@ from collections.abc import Callable
 import duckdb
 
 from duckvec import catalog
+from duckvec.errors import ClosedError
 from duckvec.instance import Instance
 from duckvec.keeper import Task
 from duckvec.sizes import parse_bytes
 from duckvec.states import DatabaseState, Session
-from duckvec.tables import read_only
+from duckvec.tables import databases, read_only
 from duckvec.tracking import READ_ONLY_CHAIN, Mark, new_chain
 
 # Old epochs are deleted with every so manieth commit of one: what is only an insert is
@@ -101,9 +102,12 @@ def commit_epoch(
             epoch = 1 + _last_epoch(instance, state)
             small = change is None and epoch % EPOCHS_KEPT != 0
 
+            state.begun_commits += 1
+            number = state.begun_commits
+
             def insert() -> None:
                 catalog.insert_epoch(cursor, state.name, epoch)
-                state.count_commit(epoch)
+                state.count_commit(epoch, number)
 
             try:
                 if small:
@@ -111,12 +115,16 @@ def commit_epoch(
                     state.overlook_own_commit(before)
                 else:
                     task.beginning(lambda: catalog.begin(cursor, state.name))
+                    if (state.name, state.oid) not in databases(cursor):
+                        raise ClosedError(
+                            f'database "{state.name}" was detached meanwhile'
+                        )
                     if change is not None:
                         change(cursor)
                     catalog.insert_epoch(cursor, state.name, epoch)
                     catalog.delete_epochs(cursor, state.name, epoch)
                     cursor.execute("COMMIT")
-                    state.count_commit(epoch)
+                    state.count_commit(epoch, number)
             except BaseException:
                 # Whether it was committed is not known: no mark holds across that.
                 state.epoch = state.mark = None

@@ -10,13 +10,18 @@ from duckvec.tables import Table, read_only
 
 # How long a search waits to learn whether a table that was made again has its index.
 SETTLE_SECONDS = 5.0
+TRIES = 3
 
 
 def settle(instance: Instance, state: DatabaseState) -> Task:
-    """Let indexes follow renamed tables, and drop those of dropped ones."""
-    name = f'following the tables of database "{state.name}"'
+    """Let indexes follow renamed tables, and drop those of dropped ones.
+
+    What is committed by now counts: a task that has begun already would not do.
+    """
     return instance.keeper.submit_once(
-        name, lambda task: moves.settle(task, instance, state)
+        f'following the tables of database "{state.name}"',
+        lambda task: moves.settle(task, instance, state),
+        join=False,
     )
 
 
@@ -25,21 +30,29 @@ def find_index(
 ) -> IndexState | None:
     """Return the index of a column, which may have had another name a moment ago.
 
-    Called inside a search; waits where a table was renamed or made again, because
-    which metric a search has depends on it.
+    Called inside a search; waits where a table was made again, or was not there when
+    the catalog was read, because which metric a search has depends on it.
     """
     if table.kind != "table" or not state.indexes:
         return None
     index = instance.index(table, column_name)
-    known = [one for one in (index,) if one is not None]
-    if index is None:
-        known = [one for one in list(state.indexes.values()) if _may_be(one, table)]
-    if state.read_only or all(_is_at(one, table) for one in known):
+    if state.read_only:
         return index
-    settled = settle(instance, state).wait_briefly(SETTLE_SECONDS)
-    if not settled and index is not None:
-        return None  # as far as is known, another table took the name
-    return instance.index(table, column_name)
+    for one in list(state.indexes.values()):
+        seen = one.seen
+        same_column = one.row.column_name.lower() == column_name.lower()
+        if seen is not None and seen.oid == table.oid and same_column:
+            return one  # whatever its table is called by now
+    for _ in range(TRIES):
+        known = [one for one in (index,) if one is not None]
+        if index is None:
+            known = [one for one in list(state.indexes.values()) if _may_be(one, table)]
+        if all(_is_at(one, table) for one in known):
+            return index
+        if not settle(instance, state).wait_briefly(SETTLE_SECONDS):
+            break
+        index = instance.index(table, column_name)
+    return None  # as far as is known, another table took the name
 
 
 def look_into(
@@ -62,8 +75,10 @@ def look_into(
     def work(task: Task) -> None:
         with read_only(instance.background_cursor()) as cursor:
             rewritten = moves.is_rewritten(cursor, index, table)
+        settled = sign is None or state.settled(sign)
         with instance.lock:
-            index.witnessed = (generation.number, sign)
+            if settled:  # else a commit may be in the log that was not visible yet
+                index.witnessed = (generation.number, sign)
             if rewritten and index.generation is generation:
                 index.use(None)  # a proof mends it
                 index.previous = None
@@ -77,7 +92,7 @@ def is_looked_into(session: Session) -> bool:
     Called while a search of the session runs, before its generation is asked for.
     """
     task = session.looking
-    return task is None or task.wait_briefly()
+    return task is None or (task.wait_briefly() and not task.failed)
 
 
 def _is_at(index: IndexState, table: Table) -> bool:

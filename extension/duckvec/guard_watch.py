@@ -106,7 +106,9 @@ def _was_committed_since(state: DatabaseState, guard: Guard) -> bool:
     Then all searches under it are transactions that no checkpoint overlooks. A change
     of the file alone may be a checkpoint, or what a bulk load writes ahead.
     """
-    return state.commits > guard.commits_at_use or state.log_bytes() > guard.log_at_use
+    return (
+        state.last_commit > guard.commits_at_use or state.log_bytes() > guard.log_at_use
+    )
 
 
 def _follow(

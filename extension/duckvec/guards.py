@@ -110,13 +110,13 @@ def hold_guard(
         if guard is not None and guard.changes == changes:
             young = now - guard.begun_at < UNTOLD_SECONDS
             if state.path is not None or young or not guard.armed:
-                guard.use(state.commits, state.log_bytes())
+                guard.use(state.begun_commits, state.log_bytes())
                 return None if guard.armed else guard.arming
     begun = _begin(session, state, changes, look)
     if begun is None:
         _end(instance, session, state)
         return None
-    begun.use(state.commits, state.log_bytes())
+    begun.use(state.begun_commits, state.log_bytes())
     begun.from_elsewhere = from_elsewhere
     with instance.lock:
         # Not the one from before: the watch may have begun to close it.
@@ -132,7 +132,7 @@ def hold_guard(
 
 def standing_of(session: Session, state: DatabaseState) -> Standing:
     """Return how far a database has come by now, for a search of the session."""
-    return Standing(state.commits, state.log_bytes(), session.losses[state.oid])
+    return Standing(state.begun_commits, state.log_bytes(), session.losses[state.oid])
 
 
 def still_guarded(
@@ -166,14 +166,15 @@ def still_guarded(
         is_followed = (state.epoch or 0) > seen_epoch
     else:
         is_followed = (
-            state.commits > planned.commits or state.log_bytes() > planned.log_bytes
+            state.last_commit > planned.begun_commits
+            or state.log_bytes() > planned.log_bytes
         )
     if is_followed:
         return True
     guard = session.guards.get(state.oid)
     if guard is None or not guard.armed or chain not in (None, guard.chain):
         return False
-    guard.use(state.commits, state.log_bytes())
+    guard.use(state.begun_commits, state.log_bytes())
     # The watch may have let go of it before this use was noted.
     return session.guards.get(state.oid) is guard
 
@@ -262,7 +263,7 @@ def _arm(task: Task, instance: Instance, state: DatabaseState) -> None:
         with instance.lock:
             if _stands(session.guards.get(state.oid), guard):
                 guard.chain = chain
-                guard.use(state.commits, state.log_bytes())
+                guard.use(state.begun_commits, state.log_bytes())
             replaced, guard.replaces = guard.replaces, None
         if replaced is not None:
             replaced.close()

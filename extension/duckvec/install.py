@@ -12,7 +12,7 @@ import threading
 import duckdb
 from duckdb.func import FunctionNullHandling, PythonUDFType
 
-from duckvec.background import begin
+from duckvec.background import watch
 from duckvec.errors import ClosedError, ParameterError
 from duckvec.instance import Instance
 from duckvec.sessions import IDENTITY
@@ -74,7 +74,7 @@ def install(
         instance.look_at_all(cursor)
     for name in _MACRO_FILES:
         connection.execute(read_sql(name).replace("{session}", str(session.number)))
-    begin(instance, session)
+    watch(instance)
     return instance, session
 
 

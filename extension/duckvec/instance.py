@@ -19,10 +19,10 @@ import duckdb
 from duckvec import catalog, paths
 from duckvec.errors import ClosedError, VectorIndexError
 from duckvec.keeper import Keeper, Task
+from duckvec.lookups import Lookups
 from duckvec.segments import Segment, SegmentRow
 from duckvec.sql_text import quote_path
 from duckvec.states import (
-    ChangeSign,
     DatabaseState,
     IndexState,
     Session,
@@ -38,7 +38,6 @@ logger = logging.getLogger("duckvec")
 loaded: dict[int, Instance] = {}
 forgotten: dict[int, Instance] = {}
 
-LOOKUP_SECONDS = 1.0
 # How long the process's end waits for background work to stop.
 CLOSE_SECONDS = 10.0
 
@@ -69,10 +68,10 @@ class Instance:
         """Begin without sessions; `build_threads` 0: no background builds."""
         self.number = number
         self.lock = threading.RLock()
-        self.keeper = Keeper("duckvec-keeper")
-        self.armer = Keeper("duckvec-armer")
+        self.keeper = Keeper("duckvec-keeper", self._release_if_unused)
+        self.armer = Keeper("duckvec-armer", self._release_if_unused)
         self.warden = Keeper("duckvec-warden")
-        self.sealer = Keeper("duckvec-sealer")
+        self.sealer = Keeper("duckvec-sealer", self._release_if_unused)
         self.watcher = Keeper("duckvec-watch")
         self.directory = directory
         self.threads = threads
@@ -81,10 +80,7 @@ class Instance:
         self.databases: dict[int, DatabaseState] = {}
         self.stored_plans: dict[Hashable, StoredPlan] = {}
         self._temporary_folders: list[Path] = []
-        self._lookups: dict[
-            tuple[str | None, str, str, str],
-            tuple[ChangeSign, float, Table, DatabaseState],
-        ] = {}
+        self.lookups = Lookups()
 
     def add_session(self, connection: duckdb.DuckDBPyConnection) -> Session:
         """Remember a connection; return the session it already has, or a new one."""
@@ -153,6 +149,13 @@ class Instance:
             sessions = list(self.sessions.values())
         return any(session.open for session in sessions)
 
+    def seems_open(self) -> bool:
+        """Tell whether any connection is open, asking each of them now and then."""
+        with self.lock:
+            sessions = list(self.sessions.values())
+        now = time.monotonic()
+        return any(not session.seems_closed(1, now) for session in sessions)
+
     # Databases and their indexes
 
     def database(
@@ -208,7 +211,7 @@ class Instance:
             self._read_catalog(cursor, state)
         elif state.has_catalog and not there:
             with self.lock:
-                state.has_catalog, state.mark = False, None
+                state.has_catalog, state.mark, state.epoch = False, None, None
                 state.indexes.clear()
             paths.remove_orphans(self.folder(state), set())
 
@@ -243,8 +246,6 @@ class Instance:
                         return generation, index
         return None
 
-    # Names that were looked up
-
     def state_of(self, caller: Caller) -> DatabaseState | None:
         """Return the state of the caller's default database, None where it has none."""
         for state in list(self.databases.values()):
@@ -256,50 +257,6 @@ class Instance:
     def has_one_database(self) -> bool:
         """Whether only one database is known to be attached."""
         return len(self.databases) == 1
-
-    def remember(
-        self,
-        collection: str | None,
-        caller: Caller,
-        sign: ChangeSign | None,
-        table: Table,
-        state: DatabaseState,
-    ) -> None:
-        """Keep what a name meant, for as long as `recall` can tell that it still does.
-
-        Args:
-            collection: the name.
-            caller: who asked.
-            sign: the change sign of the caller's default database from before the look.
-            table: what the name meant.
-            state: its database.
-        """
-        if sign is None or table.database != caller.database:
-            return
-        if not state.settled(sign):
-            return
-        key = (collection, caller.database, caller.schema, caller.search_path)
-        if len(self._lookups) > 1000:
-            self._lookups.clear()
-        self._lookups[key] = (sign, time.monotonic(), table, state)
-
-    def recall(
-        self, collection: str | None, caller: Caller
-    ) -> tuple[Table, DatabaseState] | None:
-        """Return what a name means where nothing was committed since the last look.
-
-        A look costs most of a millisecond. Every commit to a file changes its sign;
-        what does not, detaching the caller's own default database and attaching
-        another file in its place, is noticed within a second.
-        """
-        key = (collection, caller.database, caller.schema, caller.search_path)
-        known = self._lookups.get(key)
-        if known is None:
-            return None
-        sign, looked, table, state = known
-        if time.monotonic() - looked > LOOKUP_SECONDS or state.change_sign() != sign:
-            return None
-        return table, state
 
     def _read_catalog(
         self, cursor: duckdb.DuckDBPyConnection, state: DatabaseState
@@ -370,6 +327,10 @@ class Instance:
                 guard.close()
             except duckdb.Error:
                 logger.debug("a guard was closed with its connection")
+        self._release_if_unused()
+
+    def _release_if_unused(self) -> None:
+        """Let go of everything once no connection is left and no work goes on."""
         with self.lock:
             threads = (self.keeper, self.armer, self.sealer)
             busy = any(thread.pending() for thread in threads)
@@ -384,7 +345,7 @@ class Instance:
                 for segment in index.segments:
                     segment.close()
         self.databases.clear()
-        self._lookups.clear()
+        self.lookups.clear()
         self.stored_plans.clear()
         for folder in self._temporary_folders:
             paths.remove_orphans(folder, set())

@@ -54,6 +54,11 @@ class Task:
         return self._done.is_set()
 
     @property
+    def failed(self) -> bool:
+        """Whether it ended by an error."""
+        return self._error is not None
+
+    @property
     def cancelled(self) -> bool:
         """Whether somebody asked it to stop."""
         return self._cancelled.is_set()
@@ -153,8 +158,10 @@ class Keeper:
     Any thread may call any method. The thread is a daemon; `stop` ends it.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, at_end: Callable[[], None] | None = None) -> None:
+        """Begin without a thread; `at_end` is called where its thread ends."""
         self._name = name
+        self._at_end = at_end
         self._lock = threading.Lock()
         self._queue: collections.deque[Task] = collections.deque()
         self._current: Task | None = None
@@ -176,10 +183,19 @@ class Keeper:
         task.run()
         return task
 
-    def submit_once(self, name: str, work: Callable[[Task], Any]) -> Task:
-        """Return the task of that name that is not done yet, or queue the work."""
+    def submit_once(
+        self, name: str, work: Callable[[Task], Any], *, join: bool = True
+    ) -> Task:
+        """Return the task of that name that is not done yet, or queue the work.
+
+        Args:
+            name: what it does, for people.
+            work: what is done.
+            join: whether one that runs already will do; else it has to begin yet.
+        """
+        current = self._current
         for task in self.pending():
-            if task.name == name and not task.done:
+            if task.name == name and (join or task is not current):
                 return task
         return self.submit(name, work)
 
@@ -197,8 +213,8 @@ class Keeper:
     def pending(self) -> list[Task]:
         """Return the task that runs and those that wait for it."""
         with self._lock:
-            current = [self._current] if self._current else []
-            return [*current, *self._queue]
+            tasks = [self._current, *self._queue]
+            return [task for task in tasks if task is not None and not task.done]
 
     def cancel(self) -> None:
         """Cancel all tasks, and take no new ones."""
@@ -229,9 +245,13 @@ class Keeper:
             with self._lock:
                 task = self._current = self._queue.popleft() if self._queue else None
                 look = self._look
-                if task is None and (self._stopping or (look is None and idle)):
+                over = task is None and (self._stopping or (look is None and idle))
+                if over:
                     self._thread = None
-                    return
+            if over:
+                if self._at_end is not None:
+                    self._at_end()
+                return
             if task is not None:
                 task.run()
                 idle = False

@@ -93,18 +93,19 @@ def create(
     finding.settle(instance, state).wait()
     _ensure_catalog(instance, state)
 
-    def work(task: Task) -> IndexRow:
+    def work(task: Task) -> dict[str, Any]:
         chain = chain_of(session, state)
         if chain is None:
             raise NotIndexableError(
                 f"the rows of {table.label} cannot be held still; try again"
             )
         moves.settle(task, instance, state)
-        return builder.build_index(task, instance, state, order, chain)
+        row = builder.build_index(task, instance, state, order, chain)
+        return result_row(state, row)
 
     with pinned(instance, session, state):
         task = instance.keeper.submit(f"create_vector_index on {table.path}", work)
-        row = result_row(state, task.wait())
+        row: dict[str, Any] = task.wait()
     background.watch(instance)
     return row
 
@@ -127,20 +128,21 @@ def compact(
     table, column, state = _target(
         instance, session, collection, column_name, caller, "compacted"
     )
-    index = state.indexes.get(catalog.index_key(table.schema, table.name, column.name))
-    if index is None or index.row.dropped:
-        raise NotIndexableError(
-            f'there is no index on "{column.name}" of {table.label} to compact; '
-            "create one with create_vector_index"
-        )
-    found = index
+    key = catalog.index_key(table.schema, table.name, column.name)
     started = time.perf_counter()
+
+    def work(task: Task) -> dict[str, Any]:
+        moves.settle(task, instance, state)
+        index = state.indexes.get(key)
+        if index is None or index.row.dropped:
+            raise NotIndexableError(
+                f'there is no index on "{column.name}" of {table.label} to compact; '
+                "create one with create_vector_index"
+            )
+        return result_row(state, upkeep.compact_index(task, instance, state, index))
+
     with pinned(instance, session, state):
-        task = instance.keeper.submit(
-            f"vector_compact on {table.path}",
-            lambda task: upkeep.compact_index(task, instance, state, found),
-        )
-        row = result_row(state, task.wait())
+        row = instance.keeper.submit(f"vector_compact on {table.path}", work).wait()
     return {**row, "build_seconds": time.perf_counter() - started}
 
 
@@ -165,17 +167,19 @@ def drop(
         if gone is None:
             raise
         return gone
-    finding.settle(instance, state).wait()
     key = catalog.index_key(table.schema, table.name, column.name)
-    index = state.indexes.get(key)
-    if index is None:
-        return _result(table.name, column.name, "L2", column.length)
-    found = index
-    task = instance.keeper.submit(
-        f"drop_vector_index on {table.path}",
-        lambda task: builder.drop_index(task, instance, state, found),
-    )
-    return result_row(state, task.wait())
+
+    def work(task: Task) -> dict[str, Any]:
+        moves.settle(task, instance, state)
+        index = state.indexes.get(key)
+        if index is None:
+            return _result(table.name, column.name, "L2", column.length)
+        return result_row(state, builder.drop_index(task, instance, state, index))
+
+    row: dict[str, Any] = instance.keeper.submit(
+        f"drop_vector_index on {table.path}", work
+    ).wait()
+    return row
 
 
 def _drop_of_gone_table(

@@ -34,6 +34,7 @@ from duckvec.tables import (
     Table,
     TableRow,
     VectorColumn,
+    databases,
     list_tables,
     read_only,
     read_table,
@@ -134,6 +135,10 @@ def settle(task: Task, instance: Instance, state: DatabaseState) -> None:
     if state.read_only or state.kind != "duckdb" or state.error is not None:
         return
     with read_only(instance.background_cursor()) as cursor:
+        attached = databases(cursor)
+        if (state.name, state.oid) not in attached:
+            instance.forget_detached({oid for _, oid in attached})
+            return
         instance.look_for_catalog(cursor, state)
         rows = {row[4]: row for row in list_tables(cursor, state.oid)}
         open_questions = [

@@ -80,7 +80,7 @@ def plan_search(
         VectorIndexError: the request is wrong; the sentence says how.
     """
     k = _check_k(request.k)
-    looked_up = instance.recall(request.collection, caller)
+    looked_up = instance.lookups.recall(request.collection, caller)
     if looked_up is not None and request.filter is None:
         table, state = looked_up
         return _plan(instance, session, request, caller, k, table, state, None, None)
@@ -93,7 +93,7 @@ def plan_search(
             return _plan_unseen(look.cursor, request, k)
         state = instance.database(look.cursor, found.database, found.database_oid)
         condition = check_filter(look.cursor, request.filter)
-        instance.remember(request.collection, caller, sign, found, state)
+        instance.lookups.remember(request.collection, caller, sign, found, state)
         return _plan(
             instance, session, request, caller, k, found, state, condition, look
         )
@@ -266,7 +266,8 @@ def _usable_generation(
         for live in generation.segments:
             live.segment.index()
     except ArtifactError as error:
-        index.last_error = str(error)
+        if live.segment in index.segments:
+            index.last_error = str(error)
         return None
     if _too_many_gone(instance, session, state, index, generation, table):
         return None

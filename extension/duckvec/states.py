@@ -214,6 +214,8 @@ class DatabaseState:
         building: those that are being created, by catalog key.
         committing: held while the epoch is advanced; no query waits for it.
         commits: how often this process advanced the epoch.
+        begun_commits: how often it began to.
+        last_commit: which of those it finished last.
         epoch: the one that it committed last; None: the table has to be asked.
         changes: how often others were seen to have changed the database.
         mark: the last one taken.
@@ -241,6 +243,8 @@ class DatabaseState:
     building: dict[tuple[str, str, str], Building] = field(default_factory=dict)
     committing: threading.Lock = field(default_factory=threading.Lock)
     commits: int = 0
+    begun_commits: int = 0
+    last_commit: int = 0
     epoch: int | None = None
     changes: int = 0
     mark: Mark | None = None
@@ -308,10 +312,11 @@ class DatabaseState:
             return False
         return time.monotonic() - self._changed_at >= SETTLED_SECONDS
 
-    def count_commit(self, epoch: int) -> None:
-        """Note that this process committed an epoch."""
+    def count_commit(self, epoch: int, number: int) -> None:
+        """Note that this process committed an epoch, in its so manieth try."""
         self.epoch = epoch
         self.commits += 1
+        self.last_commit = number
 
     def overlook_own_commit(self, before: ChangeSign | None) -> None:
         """Do not count the tiny commit that was made since `look_closely`.

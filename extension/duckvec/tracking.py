@@ -140,13 +140,13 @@ class Standing:
     checkpoint overlooks.
 
     Attributes:
-        commits: how many epochs this process had committed.
+        begun_commits: how many commits of epochs this process had begun.
         log_bytes: length of the log.
         losses: how many of the session's guards there had ended before they safely
             could.
     """
 
-    commits: int
+    begun_commits: int
     log_bytes: int
     losses: int
 
@@ -164,7 +164,7 @@ class Guard:
         begun_at: when that was, on the monotonic clock.
         used_at: when a search last relied on it.
         waiting_since: since when it, or one that it replaces, waits to be armed.
-        commits_at_use: how many epochs this process had committed then.
+        commits_at_use: how many commits of epochs this process had begun then.
         log_at_use: bytes of the database's log then.
         replaces: the guard that stands until this one is armed.
         pins: how many long calls need it to stand, whoever writes.

@@ -54,13 +54,18 @@ class Counts:
 
 
 def locate(instance: Instance, state: DatabaseState, index: IndexState) -> Table | None:
-    """Return the table of an index as it is now; None where it is gone."""
+    """Return the table of an index as it is now; None where it is gone.
+
+    A table that took its name, and was not found to be its own by `moves`, is another.
+    """
     row = index.row
     path = quote_path((state.name, row.schema_name, row.table_name))
     caller = Caller(0, state.name, row.schema_name, "")
     with read_only(instance.background_cursor()) as cursor:
         table = find_table(cursor, path, caller)
     if table is None or table.database_oid != state.oid or table.kind != "table":
+        return None
+    if index.seen is not None and index.seen.oid != table.oid:
         return None
     return table
 
