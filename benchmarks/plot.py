@@ -22,7 +22,9 @@ def draw(results: Mapping[str, Any], path: Path) -> None:
     figure, axes = pyplot.subplots(1, 3, figsize=(13, 4.4), layout="constrained")
     _draw_recall(axes[0], results)
     _draw_bars(axes[1], results, "join_ratio", "kNN join, queries/s: SQL / raw", 0.5)
-    _draw_bars(axes[2], results, "whole_build_ratio", "build, seconds: SQL / raw", 1.3)
+    _draw_bars(
+        axes[2], results, "whole_build_ratio", "build, seconds: SQL / by hand", 1.3
+    )
     figure.suptitle(results["data"], fontsize=10)
     figure.savefig(path, dpi=90)
     pyplot.close(figure)
