@@ -13,7 +13,7 @@ import duckdb
 import pytest
 
 import duckvec
-from duckvec import catalog, chains, guard_watch, guards
+from duckvec import catalog, chains, guard_watch, guards, keeper
 from duckvec.errors import ClosedError
 from duckvec.keeper import Task
 from tests.data import (
@@ -64,6 +64,40 @@ def test_a_search_whose_guard_is_lost_says_so(
     monkeypatch.undo()
     stopped.set()
     check(con, vectors)
+
+
+def test_searches_wait_for_a_slow_commit(
+    con: duckdb.DuckDBPyConnection, vectors: Vectors, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check(con, vectors)
+    con.execute(IN_PLACE)
+    insert = catalog.insert_epoch
+
+    def insert_slowly(*arguments: Any) -> None:
+        time.sleep(keeper.BRIEF_SECONDS + 0.3)
+        insert(*arguments)
+
+    monkeypatch.setattr(catalog, "insert_epoch", insert_slowly)
+    check(con, vectors)
+
+
+def test_searches_go_on_where_commits_fail(
+    con: duckdb.DuckDBPyConnection, vectors: Vectors, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check(con, vectors)
+
+    def fail(*arguments: Any) -> None:
+        raise duckdb.IOException("no space left on device")
+
+    monkeypatch.setattr(catalog, "insert_epoch", fail)
+    for _ in range(3):
+        con.execute(IN_PLACE)
+        check(con, vectors)
+        check(con, vectors)
+    monkeypatch.undo()
+    con.execute(IN_PLACE)
+    check(con, vectors)
+    con.execute("CHECKPOINT")
 
 
 @pytest.mark.parametrize("database", ["its own", "another"])

@@ -144,8 +144,8 @@ def still_guarded(
 ) -> bool:
     """Tell whether no row of a database moves while a search of the session runs.
 
-    Called while it runs. Waits a moment for the guard that the search began: then the
-    guards that were replaced are in nobody's way.
+    Called while it runs. Waits for the guard that the search began: once it is armed,
+    the guards that were replaced are in nobody's way.
 
     Args:
         session: the connection.
@@ -158,8 +158,10 @@ def still_guarded(
     if state.read_only:
         return True
     guard = session.guards.get(state.oid)
-    if guard is not None and not guard.armed and guard.arming is not None:
-        guard.arming.wait_briefly()
+    while guard is not None and not guard.armed and guard.arming is not None:
+        if guard.arming.wait_briefly() and session.guards.get(state.oid) is guard:
+            break
+        guard = session.guards.get(state.oid)  # the watch lets it go if it is late
     if session.losses[state.oid] != planned.losses:
         return False
     if seen_epoch is not None:
@@ -255,7 +257,11 @@ def _arm(task: Task, instance: Instance, state: DatabaseState) -> None:
         ]
     if not waiting:
         return
-    commit_epoch(task, instance, state)
+    try:
+        commit_epoch(task, instance, state)
+    except BaseException:
+        _reinstate(instance, state, waiting)
+        raise
     chain = standing_chain(instance, state)
     if chain is None or state.mark is None or state.mark.chain != chain:
         chain = mark(instance, state)
@@ -267,6 +273,20 @@ def _arm(task: Task, instance: Instance, state: DatabaseState) -> None:
             replaced, guard.replaces = guard.replaces, None
         if replaced is not None:
             replaced.close()
+
+
+def _reinstate(
+    instance: Instance, state: DatabaseState, waiting: list[tuple[Session, Guard]]
+) -> None:
+    """Put the guards that were to be replaced in the place of those that failed."""
+    for session, guard in waiting:
+        with instance.lock:
+            replaced = guard.replaces
+            failed = replaced is not None and session.guards.get(state.oid) is guard
+            if replaced is not None and failed:
+                session.guards[state.oid], guard.replaces = replaced, None
+        if failed:
+            guard.close()
 
 
 def _stands(newest: Guard | None, guard: Guard) -> bool:
