@@ -83,3 +83,18 @@ def test_a_table_that_took_the_name_does_not_get_the_index(
     cosine = search(con, query, collection="goods", params=params)
     assert_same(cosine, exact(con, query, metric="COSINE", source="goods"))
     assert_same(search(con, query), exact(con, query))
+
+
+def test_a_rename_that_a_search_saw_outlives_closing(
+    path: Path, vectors: Vectors
+) -> None:
+    con = duckvec.connect(str(path), background=False)
+    create_table(con, vectors)
+    create(con, "IVF_FLAT", metric="IP")
+    con.execute("CALL drop_vector_index('items')").fetchall()
+    con.execute("ALTER TABLE items RENAME TO goods")
+    search(con, vectors.query(0), collection="goods")
+    con.close()
+    con = duckvec.connect(str(path), background=False)
+    found = con.execute("SELECT collection, metric FROM vector_indexes()").fetchall()
+    assert found == [("goods", "IP")]

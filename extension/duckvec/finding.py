@@ -42,6 +42,10 @@ def find_index(
         seen = one.seen
         same_column = one.row.column_name.lower() == column_name.lower()
         if seen is not None and seen.oid == table.oid and same_column:
+            if not _is_at(one, table):
+                # The catalog has to follow before the file is closed: the number that
+                # tells for sure which table it is does not outlive that.
+                settle(instance, state).wait_briefly(SETTLE_SECONDS)
             return one  # whatever its table is called by now
     for _ in range(TRIES):
         known = [one for one in (index,) if one is not None]
