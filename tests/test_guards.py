@@ -77,12 +77,10 @@ def test_a_guard_begins_with_a_search_and_goes_after_the_last_one(
     check(con, vectors)
     assert held(con)
     eventually(lambda: not held(con))
-    eventually(
-        lambda: (
-            {t.name for t in threading.enumerate() if t.name.startswith("duckvec")}
-            <= {"duckvec-watch"}
-        )
-    )
+    instance = duckvec.load(con)._instance
+    threads = (instance.keeper, instance.armer, instance.warden, instance.sealer)
+    # Of this instance: other tests' connections may still be looked after.
+    eventually(lambda: all(thread._thread is None for thread in threads))
 
 
 def test_loading_begins_no_guard(path: Path, con: duckdb.DuckDBPyConnection) -> None:
