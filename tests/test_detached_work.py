@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pytest
 
 import duckvec
+from duckvec import moves
 from tests.data import Vectors, assert_same, create, create_table, exact, search
 
 pytestmark = pytest.mark.core
@@ -98,3 +100,33 @@ def test_a_rename_that_a_search_saw_outlives_closing(
     con = duckvec.connect(str(path), background=False)
     found = con.execute("SELECT collection, metric FROM vector_indexes()").fetchall()
     assert found == [("goods", "IP")]
+
+
+def test_each_search_of_a_statement_waits_for_its_own_look(
+    path: Path, vectors: Vectors, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    con = duckvec.connect(str(path), background=False)
+    for name in ("items", "others"):
+        create_table(con, vectors, name)
+        create(con, "IVF_FLAT", name)
+    query, params = vectors.query(0), {"nprobe": 32}
+    for name in ("items", "others"):
+        search(con, query, collection=name)
+    con.execute(
+        "ALTER TABLE items ALTER embedding TYPE FLOAT[16] USING "
+        "list_reverse(embedding::FLOAT[])::FLOAT[16]"
+    )
+    is_rewritten = moves.is_rewritten
+
+    def fail_for_items(cursor: Any, index: Any, table: Any) -> bool:
+        if table.name == "items":
+            raise duckdb.IOException("cannot be read")
+        return is_rewritten(cursor, index, table)
+
+    monkeypatch.setattr(moves, "is_rewritten", fail_for_items)
+    found = con.execute(
+        "SELECT a.id, a.distance FROM vector_search('items', $query, params := $params)"
+        " AS a, (FROM vector_search('others', $query, 1)) AS b",
+        {"query": query, "params": params},
+    ).fetchall()
+    assert_same(found, exact(con, query))

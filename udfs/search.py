@@ -117,8 +117,10 @@ def _find(
     seen_epoch: pa.ChunkedArray,
 ) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
     instance, session = find_session(order["session"])
-    known = is_looked_into(session)
-    found = instance.generation(order["generation"]) if known else None
+    found = instance.generation(order["generation"])
+    if found is not None:
+        known = is_looked_into(found[1])  # which may take the generation away
+        found = instance.generation(order["generation"]) if known else None
     if found is not None and seen_epoch[0].as_py() < found[0].seal.epoch:
         found = None
     state = instance.databases.get(order["database"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from duckvec import moves
 from duckvec.instance import Instance
 from duckvec.keeper import Task
-from duckvec.states import DatabaseState, IndexState, Session
+from duckvec.states import DatabaseState, IndexState
 from duckvec.tables import Table, read_only
 
 # How long a search waits to learn whether a table that was made again has its index.
@@ -60,11 +60,7 @@ def find_index(
 
 
 def look_into(
-    instance: Instance,
-    session: Session,
-    state: DatabaseState,
-    index: IndexState,
-    table: Table,
+    instance: Instance, state: DatabaseState, index: IndexState, table: Table
 ) -> None:
     """Find out in the background, after a change, whether rows have other vectors now.
 
@@ -87,15 +83,15 @@ def look_into(
                 index.use(None)  # a proof mends it
                 index.previous = None
 
-    session.looking = instance.armer.submit(f"looking at a row of {table.path}", work)
+    index.looking = instance.armer.submit(f"looking at a row of {table.path}", work)
 
 
-def is_looked_into(session: Session) -> bool:
+def is_looked_into(index: IndexState) -> bool:
     """Wait for what `look_into` began; tell whether it was found out.
 
-    Called while a search of the session runs, before its generation is asked for.
+    Called while a search by the index runs, before its generation is used.
     """
-    task = session.looking
+    task = index.looking
     return task is None or (task.wait_briefly() and not task.failed)
 
 

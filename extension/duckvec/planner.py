@@ -247,7 +247,7 @@ def _usable_generation(
     arming = hold_guard(instance, session, state, look)
     if look is not None:
         look.close()  # what follows may have to wait
-    finding.look_into(instance, session, state, index, table)
+    finding.look_into(instance, state, index, table)
     chain = chain_of(session, state)
     if chain is None and arming is not None:
         arming.wait_briefly()

@@ -53,8 +53,6 @@ class Session:
         self.kept: duckdb.DuckDBPyConnection | None = None
         self.connection = weakref.ref(connection)
         self.guards: dict[int, Guard] = {}
-        # What looks, for the search that was planned last, whether its index holds.
-        self.looking: Task | None = None
         # How many guards of each database ended before they could safely.
         self.losses: collections.Counter[int] = collections.Counter()
         self._asked_at = time.monotonic()
@@ -128,6 +126,7 @@ class IndexState:
         surplus_at: when that was, on the monotonic clock.
         surplus: indexed rows that are gone.
         looks: how often a row was looked at to see whether it still has its vector.
+        looking: the task that looked into its table last.
         witnessed: generation and change sign for which its table was looked into.
         seen: the table as it was found last, to know it again by its number; None
             where it was not there when the catalog was read.
@@ -154,6 +153,7 @@ class IndexState:
     surplus: int = 0
     witnessed: tuple[int, object] | None = None
     looks: int = 0
+    looking: Task | None = None
     seen: Table | None = None
     looked: tuple[int, str] | tuple[()] | None = None
     work: Task | None = None
