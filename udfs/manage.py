@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import duckdb
 
 from duckvec import manage
 from duckvec.errors import VectorIndexError
+from duckvec.instance import Instance
 from duckvec.manage import CreateRequest
 from duckvec.sessions import find_session
+from duckvec.states import Session
 from duckvec.tables import Caller
 from duckvec.udfs.registry import udf
 
@@ -48,12 +51,9 @@ def create(
         collection, index_type, params, column_name, metric, index_file_size
     )
     caller = Caller(session, database, schema, search_path)
-    try:
-        instance, caller_session = find_session(session)
-        row = manage.create(instance, caller_session, request, caller)
-    except FAILURES as error:
-        return {"error": str(error), "row": None}
-    return {"error": None, "row": row}
+    return _answer(
+        session, lambda instance, own: manage.create(instance, own, request, caller)
+    )
 
 
 @udf(
@@ -71,12 +71,12 @@ def drop(
 ) -> dict[str, Any]:
     """Drop an index; return its row, or the sentence of an error."""
     caller = Caller(session, database, schema, search_path)
-    try:
-        instance, caller_session = find_session(session)
-        row = manage.drop(instance, caller_session, collection, column_name, caller)
-    except FAILURES as error:
-        return {"error": str(error), "row": None}
-    return {"error": None, "row": row}
+    return _answer(
+        session,
+        lambda instance, own: manage.drop(
+            instance, own, collection, column_name, caller
+        ),
+    )
 
 
 @udf(
@@ -94,9 +94,19 @@ def compact(
 ) -> dict[str, Any]:
     """Compact an index; return its row, or the sentence of an error."""
     caller = Caller(session, database, schema, search_path)
+    return _answer(
+        session,
+        lambda instance, own: manage.compact(
+            instance, own, collection, column_name, caller
+        ),
+    )
+
+
+def _answer(
+    session: int, call: Callable[[Instance, Session], dict[str, Any]]
+) -> dict[str, Any]:
+    """Return the row of a call, or the sentence of an error that it met."""
     try:
-        instance, caller_session = find_session(session)
-        row = manage.compact(instance, caller_session, collection, column_name, caller)
+        return {"error": None, "row": call(*find_session(session))}
     except FAILURES as error:
         return {"error": str(error), "row": None}
-    return {"error": None, "row": row}

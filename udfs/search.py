@@ -80,14 +80,14 @@ def hits(
     back: slow, and complete. A NULL vector gets an empty list.
 
     Args:
-        ticket: JSON that the planner wrote: session, generation, k, watermark,
-            and search parameters.
+        ticket: JSON that the planner wrote: session, database, generation, k,
+            watermark, search parameters, and how far things had come then.
         vector: lists of float32 of the index's dimension.
         visible_rows: rows up to the watermark that the caller's snapshot sees.
         seen_epoch: the epoch of the table's database in the caller's snapshot.
 
     Raises:
-        QueryError: a component is not finite.
+        QueryError: a component is not finite, or the search's guard was lost.
     """
     vectors = vector.chunk(0) if vector.num_chunks == 1 else vector.combine_chunks()
     present = vectors.drop_null() if vectors.null_count else vectors

@@ -1,7 +1,7 @@
 """The catalog: rows of `duckvec.indexes` and `duckvec.segments` in one database.
 
 Every function works on a cursor whose transaction the caller began; nothing here
-commits. Only the keeper's thread calls the functions that write.
+commits. Only background threads call the functions that write.
 """
 
 from __future__ import annotations
