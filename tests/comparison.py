@@ -213,9 +213,13 @@ def check_joined(
 
 
 def goes_by_index(
-    con: duckdb.DuckDBPyConnection, subject: Subject, query: list[float], k: int
+    con: duckdb.DuckDBPyConnection,
+    subject: Subject,
+    query: list[float],
+    k: int,
+    where: str | None = None,
 ) -> bool:
     """Tell whether a search joins the hits of an index, and does not scan."""
-    call = subject.call(f"$query::{subject.element}[]", k, None)
+    call = subject.call(f"$query::{subject.element}[]", k, where)
     plan = con.execute(f"EXPLAIN FROM {call}", {"query": query}).fetchall()
     return "unnest" in plan[0][1].lower()

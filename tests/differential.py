@@ -23,7 +23,7 @@ import numpy as np
 from duckvec.index_types import INDEX_TYPES
 from tests.operations import OPERATIONS, READ_ONLY, WEIGHTS
 from tests.upheavals import make_table
-from tests.upkeep import impatient
+from tests.upkeep import filters_by_index, impatient
 from tests.world import World
 from tests.world_parts import DIMENSIONS, TABLES, Options
 
@@ -84,11 +84,12 @@ def options_of(seed: int, large: bool = False) -> Options:
         # Row ids of common tables move only where whole row groups, of 122,880 rows,
         # can be merged.
         types = ("FLAT", "IVF_FLAT", "IVF_SQ8")
-        return Options("file", 260_000, (2, 3), types, impatient=bool(seed % 2))
+        return Options("file", 260_000, (2, 3), types, bool(seed % 2), seed % 4 < 2)
     place = PLACES[seed % len(PLACES)]
     rows = int(rng.choice([60, 1500, 5000]))
     impatient = bool(rng.random() < 0.6)
-    return Options(place, rows, DIMENSIONS, tuple(INDEX_TYPES), impatient)
+    by_index = bool(rng.random() < 0.7)
+    return Options(place, rows, DIMENSIONS, tuple(INDEX_TYPES), impatient, by_index)
 
 
 def draw_steps(seed: int, count: int) -> list[Step]:
@@ -132,6 +133,8 @@ def run_steps(
     stack = contextlib.ExitStack()
     if world.options.impatient:
         stack.enter_context(impatient())
+    if world.options.filters_by_index:
+        stack.enter_context(filters_by_index())
     try:
         _begin(world, large)
         for step in steps:

@@ -12,7 +12,7 @@ import pytest
 
 import duckvec
 from duckvec.metrics import METRICS
-from duckvec.search import search_generation
+from duckvec.search import Wanted, search_generation
 from tests.data import PARAMS, Vectors, arrow_table, clustered, create
 from tests.upkeep import create_empty, info, insert, recall
 
@@ -75,12 +75,8 @@ def test_a_value_of_the_caller_counts_for_all_segments(
         seen.clear()
         search_generation(
             generation,
-            METRICS["L2"],
-            vectors.queries[:2],
-            10,
-            given,
-            visible_rows=generation.covered_rows,
-            threads=1,
+            Wanted(METRICS["L2"], vectors.queries[:2], 10, given, threads=1),
+            generation.covered_rows,
         )
         own = [part.segment.row.search_params["nprobe"] for part in generation.segments]
         assert [each["nprobe"] for each in seen] == [wanted or value for value in own]

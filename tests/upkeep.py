@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import duckvec
-from duckvec import background, policy, upkeep
+from duckvec import background, policy, search, selectivity, upkeep
 from tests.data import Vectors, arrow_table
 
 SMALL_SEGMENT = 200
@@ -37,6 +37,15 @@ def impatient(rows: int = SMALL_SEGMENT) -> Iterator[None]:
         for module, name, value in IMPATIENT:
             patch.setattr(module, name, value)
         patch.setattr(policy, "MINIMUM_SEGMENT_ROWS", rows)
+        yield
+
+
+@contextmanager
+def filters_by_index() -> Iterator[None]:
+    """Answer searches with a filter by the index, however few rows pass."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(selectivity, "FEW_SECONDS", -1.0)
+        patch.setattr(search, "FEW_SELECTED", 0)
         yield
 
 

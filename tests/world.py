@@ -323,8 +323,9 @@ class World:
             else:
                 recall = check_plain(session.con, subject, query, k, where)
             if rng.random() < 0.1:
-                way = goes_by_index(session.con, subject, query, k)
-                self.counts[f"sampled plans: {'index' if way else 'scan'}"] += 1
+                way = goes_by_index(session.con, subject, query, k, where)
+                kind = "filtered" if where else "sampled"
+                self.counts[f"{kind} plans: {'index' if way else 'scan'}"] += 1
         except duckdb.Error as error:
             if self.may_refuse(session, table):
                 self.note(f"-- {what}: {error}")

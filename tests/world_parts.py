@@ -41,6 +41,8 @@ class Options:
         dimensions: lengths of vectors.
         types: index types.
         impatient: whether the background seals and merges small segments at once.
+        filters_by_index: whether searches with a filter go by the index, however few
+            rows pass.
     """
 
     place: str
@@ -48,6 +50,7 @@ class Options:
     dimensions: tuple[int, ...]
     types: tuple[str, ...]
     impatient: bool = False
+    filters_by_index: bool = False
 
 
 @dataclass

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import logging
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,11 +13,18 @@ from duckvec.finding import is_looked_into
 from duckvec.guards import still_guarded
 from duckvec.metrics import METRICS
 from duckvec.planner import Request, plan_search
-from duckvec.search import search_generation
+from duckvec.search import (
+    Candidates,
+    Wanted,
+    everything,
+    search_generation,
+    search_selection,
+)
+from duckvec.selections import Selection
 from duckvec.sessions import find_session
 from duckvec.sql_text import quote_literal
 from duckvec.tables import Caller
-from duckvec.tracking import Standing
+from duckvec.tickets import Ticket
 from duckvec.udfs.registry import udf
 
 logger = logging.getLogger("duckvec")
@@ -62,6 +67,33 @@ def plan(
 
 
 @udf(
+    "__duckvec_select",
+    ("VARCHAR", "UBIGINT", "BIGINT[]"),
+    "BIGINT",
+    # Otherwise DuckDB 2.0 calls it, with the list, once for each query of a join.
+    side_effects=False,
+    arrow=True,
+)
+def select(
+    ticket: pa.ChunkedArray, statement: pa.ChunkedArray, rowids: pa.ChunkedArray
+) -> pa.Array:
+    """Keep the rows that pass the filter of a search; return the selection's number.
+
+    Args:
+        ticket: see `hits`.
+        statement: the number of the statement that runs.
+        rowids: one list of the row ids up to the watermark that pass; NULL for none.
+    """
+    order = Ticket.from_json(ticket[0].as_py())
+    instance, session = find_session(order.session)
+    found = instance.generation(order.generation)
+    passing = rowids.chunk(0).slice(0, 1).flatten().to_numpy(zero_copy_only=False)
+    selection = Selection(passing, found[0] if found else None, order.watermark)
+    number = session.selections.keep(statement[0].as_py(), selection)
+    return pa.array(np.full(len(ticket), number))
+
+
+@udf(
     "__duckvec_hits",
     ("VARCHAR", "FLOAT[]", "BIGINT", "BIGINT"),
     "BIGINT[]",
@@ -70,7 +102,7 @@ def plan(
 def hits(
     ticket: pa.ChunkedArray,
     vector: pa.ChunkedArray,
-    visible_rows: pa.ChunkedArray,
+    covered: pa.ChunkedArray,
     seen_epoch: pa.ChunkedArray,
 ) -> pa.Array:
     """Return the row ids of the candidates of each query vector.
@@ -80,10 +112,10 @@ def hits(
     back: slow, and complete. A NULL vector gets an empty list.
 
     Args:
-        ticket: JSON that the planner wrote: session, database, generation, k,
-            watermark, search parameters, and how far things had come then.
+        ticket: what the planner handed over.
         vector: lists of float32 of the index's dimension.
-        visible_rows: rows up to the watermark that the caller's snapshot sees.
+        covered: how many rows up to the watermark the caller's snapshot sees; with a
+            filter, the number of the selection of those that pass.
         seen_epoch: the epoch of the table's database in the caller's snapshot.
 
     Raises:
@@ -100,8 +132,8 @@ def hits(
         raise QueryError(
             "the query holds NULL, NaN or an infinite value; give finite numbers"
         )
-    order = json.loads(ticket[0].as_py())
-    rowids, offsets = _find(order, queries, visible_rows, seen_epoch)
+    order = Ticket.from_json(ticket[0].as_py())
+    rowids, offsets = _find(order, queries, covered[0].as_py(), seen_epoch[0].as_py())
     if vectors.null_count:
         counts = np.zeros(len(vectors), dtype=np.int32)
         counts[vectors.is_valid().to_numpy(zero_copy_only=False)] = np.diff(offsets)
@@ -111,25 +143,23 @@ def hits(
 
 
 def _find(
-    order: dict[str, Any],
-    queries: NDArray[np.float32],
-    visible_rows: pa.ChunkedArray,
-    seen_epoch: pa.ChunkedArray,
-) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
-    instance, session = find_session(order["session"])
-    found = instance.generation(order["generation"])
+    order: Ticket, queries: NDArray[np.float32], covered: int, seen_epoch: int
+) -> Candidates:
+    instance, session = find_session(order.session)
+    selection = session.selections.find(covered) if order.filtered else None
+    found = instance.generation(order.generation)
     if found is not None:
         known = is_looked_into(found[1])  # which may take the generation away
-        found = instance.generation(order["generation"]) if known else None
-    if found is not None and seen_epoch[0].as_py() < found[0].seal.epoch:
+        found = instance.generation(order.generation) if known else None
+    if found is not None and seen_epoch < found[0].seal.epoch:
         found = None
-    state = instance.databases.get(order["database"])
+    state = instance.databases.get(order.database)
     if state is None or not still_guarded(
         session,
         state,
         found[0].chain if found else None,
-        Standing(*order["planned"]),
-        None if order["in_own_database"] else seen_epoch[0].as_py(),
+        order.planned,
+        None if order.in_own_database else seen_epoch,
     ):
         raise QueryError(
             "a checkpoint that waited for open transactions may have moved rows while "
@@ -137,30 +167,16 @@ def _find(
         )
     if found is not None:
         generation, index = found
+        metric = METRICS[generation.segments[0].segment.row.metric]
+        wanted = Wanted(metric, queries, order.k, order.params, instance.threads)
         try:
-            return search_generation(
-                generation,
-                METRICS[generation.segments[0].segment.row.metric],
-                queries,
-                order["k"],
-                order["params"],
-                visible_rows=visible_rows[0].as_py(),
-                threads=instance.threads,
-            )
+            if selection is not None:
+                return search_selection(generation, wanted, selection)
+            return search_generation(generation, wanted, covered)
         except ArtifactError as error:
             if generation is index.generation:
                 index.last_error = str(error)
             logger.warning("%s", error)
-    return _everything_up_to(order["watermark"], len(queries))
-
-
-def _everything_up_to(
-    watermark: int, queries: int
-) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
-    rows = watermark + 1
-    if rows * queries > np.iinfo(np.int32).max:
-        raise QueryError(
-            f"{rows * queries} candidates are too many for a batch; join fewer queries"
-        )
-    offsets = np.arange(queries + 1, dtype=np.int32) * np.int32(rows)
-    return np.tile(np.arange(rows, dtype=np.int64), queries), offsets
+    if selection is not None:
+        return everything(selection.rowids, len(queries))
+    return everything(np.arange(order.watermark + 1, dtype=np.int64), len(queries))

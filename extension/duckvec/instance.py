@@ -18,9 +18,11 @@ import duckdb
 
 from duckvec import catalog, paths
 from duckvec.errors import ClosedError, VectorIndexError
+from duckvec.filters import CheckedFilters
 from duckvec.keeper import Keeper, Task
 from duckvec.lookups import Lookups
 from duckvec.segments import Segment, SegmentRow
+from duckvec.selectivity import Selectivities
 from duckvec.sql_text import quote_path
 from duckvec.states import (
     DatabaseState,
@@ -81,6 +83,8 @@ class Instance:
         self.stored_plans: dict[Hashable, StoredPlan] = {}
         self._temporary_folders: list[Path] = []
         self.lookups = Lookups()
+        self.checked_filters = CheckedFilters()
+        self.selectivities = Selectivities()
 
     def add_session(self, connection: duckdb.DuckDBPyConnection) -> Session:
         """Remember a connection; return the session it already has, or a new one."""

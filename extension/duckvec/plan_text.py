@@ -45,19 +45,24 @@ def exact_text(search: Search) -> str:
     distance = _distance(search, "__t", "__q.vector")
     return f"""
 WITH __checked AS (SELECT {query} AS vector FROM __query)
-SELECT * RENAME ({hidden} AS distance)
+SELECT {_renamed(hidden)}
 FROM (
     SELECT __t.*, {distance} AS {hidden}
     FROM __checked AS __q, {rows} AS __t
     ORDER BY {_order(search, hidden)}
     LIMIT {search.k:d}
 )
-WHERE isfinite({hidden})
-ORDER BY {hidden} ASC NULLS LAST"""
+WHERE isfinite({hidden})"""
 
 
 def index_text(
-    target: Target, *, ticket: str, watermark: str, seen_epoch: str, wanted: str
+    target: Target,
+    *,
+    ticket: str,
+    watermark: str,
+    seen_epoch: str,
+    wanted: str,
+    condition: str | None = None,
 ) -> str:
     """Return the text that joins an index's hits and the tail to the live table.
 
@@ -70,12 +75,18 @@ def index_text(
         watermark: the highest row id that the index covers.
         seen_epoch: the epoch of the table's database in the caller's snapshot.
         wanted: k.
+        condition: a checked filter.
     """
     table = target.table
     hidden = _unused_name("distance", table)
     # The cast refuses a query of another length in DuckDB's words: a check of our own
     # would cost half a millisecond of binding in every search.
     query = f"(SELECT vector::{_array(target)} AS vector FROM __query) AS __q"
+    tail = f"{table.path} AS __t\nWHERE __t.rowid > {watermark}"
+    if condition is not None:
+        # In a query of its own, the filter sees nothing but the table's columns.
+        after = f"rowid > {watermark} AND (\n{condition}\n)"
+        tail = f"(\n    SELECT * FROM {table.path}\n    WHERE {after}\n) AS __t"
     # The tail's rows are not joined by their row ids: a hash join whose build side is a
     # union loses rows of the caller's own transaction now and then (DuckDB 2.0.0).
     rows = f"""
@@ -87,7 +98,7 @@ FROM (
             __duckvec_hits(
                 {ticket},
                 __q.vector::FLOAT[],
-                (SELECT count(*) FROM {table.path} WHERE rowid <= {watermark}),
+                ({_covered(target, ticket, watermark, condition)}),
                 {seen_epoch}
             )
         ) AS id
@@ -96,19 +107,37 @@ FROM (
 JOIN {table.path} AS __t ON __t.rowid = __h.id
 UNION ALL
 SELECT __t.*, {_distance(target, "__t", "__q.vector")} AS {hidden}
-FROM {query}, {table.path} AS __t
-WHERE __t.rowid > {watermark}"""
+FROM {query}, {tail}"""
     if target.metric.is_similarity:
         rows = f"SELECT *\nFROM ({rows}\n)"  # a union is sorted by columns only
     # What is not finite is sorted last, and taken away here: before the LIMIT, DuckDB
     # would compute each distance twice.
     return f"""
-SELECT *{"" if hidden == "distance" else f" RENAME ({hidden} AS distance)"}
+SELECT {_renamed(hidden)}
 FROM ({rows}
 ORDER BY {_order(target, hidden)}
 LIMIT {wanted}
 )
 WHERE isfinite({hidden})"""
+
+
+def _covered(target: Target, ticket: str, watermark: str, condition: str | None) -> str:
+    """Return the query for what the hits have to know of the rows that are covered.
+
+    How many of them the caller sees; or the number of the selection of those that
+    pass the filter.
+    """
+    covered = f"FROM {target.table.path} WHERE rowid <= {watermark}"
+    if condition is None:
+        return f"SELECT count(*) {covered}"
+    return f"""
+                    SELECT __duckvec_select(
+                        {ticket}, current_query_id(), list(rowid)
+                    )
+                    {covered} AND (
+{condition}
+                    )
+                """
 
 
 def unseen_text(
@@ -166,12 +195,12 @@ def _checked_query(search: Search) -> str:
         f"{search.table.label} must be {search.dimension} finite numbers; it has "
     )
     return f"""CASE
-        WHEN __query.vector IS NULL THEN NULL
         WHEN len({cast}) = {search.dimension:d}
             AND list_count({cast}) = {search.dimension:d}
             AND isfinite(list_sum({cast}))
         THEN {cast}
-        ELSE error({sentence} || len(list_filter({cast}, lambda x: isfinite(x))))
+        WHEN __query.vector IS NOT NULL
+        THEN error({sentence} || list_count({cast}))
     END"""
 
 
@@ -215,6 +244,11 @@ def _order(target: Target, distance: str) -> str:
     if target.metric.is_similarity:
         return f"{distance} = '-Infinity' ASC NULLS LAST, {nearest}"
     return nearest
+
+
+def _renamed(hidden: str) -> str:
+    """Return the columns of a result whose distance goes by a hidden name."""
+    return "*" if hidden == "distance" else f"* RENAME ({hidden} AS distance)"
 
 
 def _unused_name(name: str, table: Table) -> str:

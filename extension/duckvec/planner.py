@@ -6,11 +6,10 @@ distance; `index` joins the hits of a generation to the live table and adds the 
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, replace
 
 import duckdb
 
@@ -39,6 +38,7 @@ from duckvec.tables import (
     read_only,
     unknown_table,
 )
+from duckvec.tickets import Ticket
 from duckvec.tracking import UNSEALED, Generation
 
 MAX_K = 16384
@@ -81,9 +81,13 @@ def plan_search(
     """
     k = _check_k(request.k)
     looked_up = instance.lookups.recall(request.collection, caller)
-    if looked_up is not None and request.filter is None:
+    condition = request.filter
+    is_checked = condition is None or condition in instance.checked_filters
+    if looked_up is not None and is_checked:
         table, state = looked_up
-        return _plan(instance, session, request, caller, k, table, state, None, None)
+        return _plan(
+            instance, session, request, caller, k, table, state, condition, None
+        )
     known = instance.state_of(caller)
     sign = known.look_closely() if known else None
     look = begin_look(session, known if instance.has_one_database else None)
@@ -92,7 +96,7 @@ def plan_search(
         if found is None:
             return _plan_unseen(look.cursor, request, k)
         state = instance.database(look.cursor, found.database, found.database_oid)
-        condition = check_filter(look.cursor, request.filter)
+        condition = instance.checked_filters.check(look.cursor, request.filter)
         instance.lookups.remember(request.collection, caller, sign, found, state)
         return _plan(
             instance, session, request, caller, k, found, state, condition, look
@@ -138,7 +142,11 @@ def _plan(
         condition,
     )
     params = _check_params(index, request.params, k)
-    if index is None or condition is not None:
+    if index is None:
+        return exact_text(search)
+    if condition is not None and instance.selectivities.few_pass(
+        session, state, table, condition, index.row.row_count, search.dimension or 1
+    ):
         return exact_text(search)
     generation = _usable_generation(
         instance, session, state, index, search, params, look
@@ -161,18 +169,19 @@ def _plan(
         row.metric,
     ):
         return exact_text(search)  # the index was replaced meanwhile
-    ticket = {
-        "session": session.number,
-        "generation": generation.number,  # checked again at execution
-        "k": k,
-        "watermark": generation.watermark,
-        "params": params,
-        "database": state.oid,
-        "planned": astuple(planned),
-        "in_own_database": in_own_database,
-    }
+    ticket = Ticket(
+        session=session.number,
+        database=state.oid,
+        generation=generation.number,
+        watermark=generation.watermark,
+        k=k,
+        params=params,
+        planned=planned,
+        in_own_database=in_own_database,
+        filtered=condition is not None,
+    )
     values = {
-        "ticket": quote_literal(json.dumps(ticket)),
+        "ticket": quote_literal(ticket.to_json()),
         "watermark": f"{generation.watermark:d}",
         "seen_epoch": f"{generation.seal.epoch:d}",
         "wanted": f"{k:d}",
@@ -185,10 +194,12 @@ def _plan(
         if not _good_for(generation, chain_of(session, state), table):
             return exact_text(search)
         values["seen_epoch"] = catalog.epoch_expression(state.name)
-        return index_text(search, **values)
-    return stored_text(instance, search, request.transaction, **values) or index_text(
-        search, **values
-    )
+        return index_text(search, **values, condition=condition)
+    if condition is None:
+        stored = stored_text(instance, search, request.transaction, **values)
+        if stored is not None:
+            return stored
+    return index_text(search, **values, condition=condition)
 
 
 def _check_k(text: str | None) -> int:

@@ -49,6 +49,11 @@ def segment_capacity(index_file_size: int, dimension: int) -> int:
     return max(1, index_file_size * (1 << 20) // (4 * dimension))
 
 
+def scan_seconds(rows: float, dimension: int) -> float:
+    """Return about how long DuckDB takes to scan so many vectors."""
+    return rows * (ROW_SECONDS + dimension * VALUE_SECONDS)
+
+
 def rows_to_seal(dimension: int, capacity: int, entries: int, proven: bool) -> int:
     """Return how many rows a tail has when the background seals it.
 
@@ -59,7 +64,7 @@ def rows_to_seal(dimension: int, capacity: int, entries: int, proven: bool) -> i
         proven: whether row ids are known to hold; otherwise all entries have to be
             matched to rows first.
     """
-    slow = math.ceil(SCAN_SECONDS / (ROW_SECONDS + dimension * VALUE_SECONDS))
+    slow = math.ceil(SCAN_SECONDS / scan_seconds(1, dimension))
     rows = min(max(MINIMUM_SEGMENT_ROWS, int(entries * SEAL_SHARE)), slow)
     rows = min(max(MINIMUM_SEGMENT_ROWS, rows), capacity)
     return rows if proven else max(rows, int(entries * UNPROVEN_SHARE))

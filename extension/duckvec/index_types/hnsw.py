@@ -118,14 +118,20 @@ class HnswSegment(SegmentIndex):
         ef = max(params.get("ef", DEFAULT_EF), 1)
 
         def nearest(
-            some: NDArray[np.float32], width: int, effort: int
+            some: NDArray[np.float32], width: int, effort: float
         ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-            return self._nearest(some, width, ef * effort, threads)
+            return self._nearest(some, width, int(ef * effort), threads)
 
         most = min(self.rows, LARGEST_WIDENED_EF)
         return search_widening(
             nearest, queries, k, self.rows, allowed, max(1, -(-most // ef))
         )
+
+    def vectors(self, positions: NDArray[np.int64]) -> NDArray[np.float32] | None:
+        """Return the vectors that the graph holds."""
+        labels = positions if self._numbers is None else self._numbers[positions]
+        found = self._index.get_items(labels)
+        return np.asarray(found, dtype=np.float32).reshape(-1, self.dimension)
 
     def save(self, path: Path) -> None:
         """Write hnswlib's file; behind it, where rows repeat, the number of each."""

@@ -138,15 +138,24 @@ class NsgSegment(SegmentIndex):
         length = params.get("search_length", SMALLEST_SEARCH_LENGTH)
 
         def nearest(
-            some: NDArray[np.float32], width: int, effort: int
+            some: NDArray[np.float32], width: int, effort: float
         ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-            return self._nearest(some, width, length * effort)
+            return self._nearest(some, width, int(length * effort))
 
         most = min(self.rows, LARGEST_WIDENED_LENGTH)
         with faiss_threads(self._faiss, threads):
             return search_widening(
                 nearest, queries, k, self.rows, allowed, max(1, -(-most // length))
             )
+
+    def vectors(self, positions: NDArray[np.int64]) -> NDArray[np.float32] | None:
+        """Return the vectors behind the graph."""
+        distinct = positions if self._numbers is None else self._numbers[positions]
+        stored = self._index
+        if self._is_graph:
+            stored = self._faiss.downcast_index(self._index.storage)
+        found: NDArray[np.float32] = stored.reconstruct_batch(distinct.astype(np.int64))
+        return found
 
     def save(self, path: Path) -> None:
         """Write faiss's file; behind it, where rows repeat, the number of each row."""
