@@ -15,13 +15,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from duckvec.index_types._faiss import positions_within
+from duckvec.index_types._range import (
+    UNIT_ROUNDOFF,
+    batches,
+    cuts,
+    keys_of,
+    lengths,
+)
 from duckvec.index_types._rows import row_hashes
 from duckvec.index_types.base import Hits
 from duckvec.metrics import Metric
 
-UNIT_ROUNDOFF = 2.0**-24
 SEQUENTIAL_QUERIES = 16
 """faiss multiplies matrices, with a larger error, from 20 queries on."""
+BEARABLE_ERROR = 0.01
+"""Of a squared radius: where the product's error is larger, queries go one by one."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +68,41 @@ class ExactSearch:
         raw = -keys if self.metric.is_similarity else keys
         distances = self.metric.distances(raw)
         return Hits(positions, distances)
+
+    def search_range(
+        self,
+        queries: NDArray[np.float32],
+        radius: float,
+        everything: NDArray[np.int64],
+    ) -> list[NDArray[np.int64]]:
+        """Return, for each query, every position that may be within the radius.
+
+        Args:
+            queries: (nq, d).
+            radius: on the scale of DuckDB's function.
+            everything: all that can be found.
+        """
+        keys = keys_of(self.metric, cuts(self.metric, queries, radius, self.longest))
+        found: list[NDArray[np.int64]] = []
+        for some in batches(len(queries), found):
+            chosen, own = queries[some], keys[some]
+            step = len(chosen)
+            if self.multiplies and step > SEQUENTIAL_QUERIES:
+                error = self._product_error(chosen, own)
+                if (error <= BEARABLE_ERROR * np.abs(own)).all():
+                    own = own + error
+                else:
+                    step = SEQUENTIAL_QUERIES
+            for start in range(0, len(chosen), step):
+                part = slice(start, start + step)
+                found += positions_within(
+                    self._range_search,
+                    chosen[part],
+                    own[part],
+                    everything,
+                    is_similarity=self.metric.is_similarity,
+                )
+        return found
 
     def _found_in_batch(
         self, queries: NDArray[np.float32], wanted: int
@@ -159,6 +203,18 @@ class ExactSearch:
         keys = np.asarray(-raw if self.metric.is_similarity else raw, dtype=np.float64)
         keys[ids < 0] = np.inf
         return keys, ids
+
+    def _range_search(self, queries: NDArray[np.float32], edge: float) -> Any:
+        return self.index.range_search(queries, edge, params=self.parameters)
+
+    def _product_error(
+        self, queries: NDArray[np.float32], keys: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """Bound what a product of matrices adds to the error of squared distances."""
+        if self.metric.is_similarity:
+            return np.zeros(len(queries))
+        reach = 2.1 * lengths(queries) + 1.1 * np.sqrt(np.maximum(keys, 0))
+        return np.asarray((queries.shape[1] + 8) * UNIT_ROUNDOFF * reach**2)
 
     def _cuts(
         self, queries: NDArray[np.float32], last: NDArray[np.float64]

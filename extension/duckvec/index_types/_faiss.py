@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,42 @@ def selector(faiss: Any, allowed: NDArray[np.bool_] | None) -> Any:
     if allowed is None:
         return None
     return faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))
+
+
+def positions_within(
+    range_search: Callable[[NDArray[np.float32], float], Any],
+    queries: NDArray[np.float32],
+    keys: NDArray[np.float64],
+    everything: NDArray[np.int64],
+    *,
+    is_similarity: bool,
+) -> list[NDArray[np.int64]]:
+    """Return the positions whose key is at most that of each query.
+
+    A key is a squared distance, or an inner product with its sign turned. faiss takes
+    one radius for all queries, a float, which is not within itself; where only what
+    overflows may be outside, all positions are.
+
+    Args:
+        range_search: faiss's, given queries and a radius.
+        queries: (nq, d).
+        keys: (nq,).
+        everything: all positions that can be found.
+        is_similarity: whether the index gives inner products.
+    """
+    most = float(np.finfo(np.float32).max)
+    found = [everything if key >= most else everything[:0] for key in keys]
+    asked = np.flatnonzero((keys > -np.inf) & (keys < most))
+    if len(asked) == 0 or len(everything) == 0:
+        return found
+    edges = np.nextafter(np.maximum(keys[asked], -most).astype(np.float32), most)
+    radius = float(edges.max())
+    lims, raw, ids = range_search(queries[asked], -radius if is_similarity else radius)
+    values = -raw if is_similarity else raw
+    for row, edge, start, stop in zip(asked, edges, lims[:-1], lims[1:], strict=True):
+        mine = slice(int(start), int(stop))
+        found[row] = ids[mine][values[mine] < edge]
+    return found
 
 
 def write_index(faiss: Any, index: Any, path: Path) -> None:

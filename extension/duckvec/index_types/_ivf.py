@@ -24,10 +24,14 @@ from duckvec.index_types._faiss import (
     selector,
     write_index,
 )
+from duckvec.index_types._ivf_range import ListRange, list_ids
+from duckvec.index_types._quantised import Errors, append_errors, read_errors
+from duckvec.index_types._range import allowed_positions, cuts
 from duckvec.index_types.base import (
     Cancelled,
     Hits,
     IndexType,
+    InRange,
     Progress,
     SegmentIndex,
     geometric_steps,
@@ -76,13 +80,21 @@ class IvfSegment(SegmentIndex):
     """A faiss IndexIVF; nprobe and the allowed rows go with each call."""
 
     def __init__(
-        self, faiss: Any, index: Any, metric: Metric, *, exact: bool, mapped: bool
+        self,
+        faiss: Any,
+        index: Any,
+        metric: Metric,
+        *,
+        exact: bool,
+        mapped: bool,
+        errors: Errors | None = None,
     ) -> None:
         self._faiss = faiss
         self._index = index
         self._metric = metric
         self._exact = exact
         self._mapped = mapped
+        self._errors = errors
         self.rows = int(index.ntotal)
         self.dimension = int(index.d)
         self.library_note = note(faiss)
@@ -113,7 +125,7 @@ class IvfSegment(SegmentIndex):
         chosen = selector(self._faiss, allowed)
         with faiss_threads(self._faiss, threads):
             if nprobe == nlist and self._exact:
-                return self._search_all_lists(queries, k, total, chosen)
+                return self._exhaustive(total, chosen).search(queries, k)
             wanted = min(k, total)
             raw, ids = self._probe(queries, wanted, nprobe, chosen, params)
             short = np.flatnonzero((ids < 0).any(axis=1))
@@ -126,6 +138,45 @@ class IvfSegment(SegmentIndex):
         distances = self._metric.distances(raw)
         distances[ids < 0] = np.inf
         return Hits(ids, distances)
+
+    def search_range(
+        self,
+        queries: NDArray[np.float32],
+        radius: float,
+        params: Mapping[str, int],
+        *,
+        threads: int = 1,
+        allowed: NDArray[np.bool_] | None = None,
+    ) -> InRange:
+        """Return what nprobe lists hold within the radius, and then the next ones.
+
+        It is complete where rows are stored whole and all lists are looked into.
+        Compressed types add to the radius by how much their distances were off for
+        sampled neighbours when they were built: nearly all that the lists hold within
+        it is found, and more is returned than is within. Where that was not measured
+        yet, all rows of the nprobe lists are returned.
+        """
+        everything = allowed_positions(self.rows, allowed)
+        chosen = selector(self._faiss, allowed)
+        nlist = int(self._index.nlist)
+        nprobe = min(params.get("nprobe", default_nprobe(nlist)), nlist)
+        lists = ListRange(
+            self._faiss,
+            self._index,
+            self._metric,
+            chosen,
+            everything,
+            nprobe,
+            self._errors,
+        )
+        with faiss_threads(self._faiss, threads):
+            if nprobe == nlist and self._exact:
+                exact = self._exhaustive(len(everything), chosen)
+                return InRange.of(exact.search_range(queries, radius, everything))
+            cut = cuts(self._metric, queries, radius, self._longest)
+            if self._exact or self._errors is not None:
+                return InRange.of(lists.search(queries, cut))
+            return InRange.of(lists.members(queries, allowed))
 
     def reach(
         self,
@@ -148,8 +199,9 @@ class IvfSegment(SegmentIndex):
         return NPROBE.name, least
 
     def save(self, path: Path) -> None:
-        """Write faiss's file of the inverted lists."""
+        """Write faiss's file of the lists; behind it, how far codes are off."""
         write_index(self._faiss, self._index, path)
+        append_errors(path, self._errors)
 
     def memory_bytes(self) -> int:
         """Return the size of lists and centroids, or of what mapping cannot spare."""
@@ -180,10 +232,8 @@ class IvfSegment(SegmentIndex):
         raw, ids = self._index.search(queries, wanted, params=parameters)
         return raw, ids
 
-    def _search_all_lists(
-        self, queries: NDArray[np.float32], k: int, total: int, chosen: Any
-    ) -> Hits:
-        exact = ExactSearch(
+    def _exhaustive(self, total: int, chosen: Any) -> ExactSearch:
+        return ExactSearch(
             index=self._index,
             metric=self._metric,
             parameters=self._faiss.SearchParametersIVF(
@@ -194,18 +244,12 @@ class IvfSegment(SegmentIndex):
             multiplies=False,
             can_reconstruct=False,
         )
-        return exact.search(queries, k)
 
     def _lists_of_rows(self) -> NDArray[np.int64]:
         """Return the number of the list that holds each position."""
-        lists = self._faiss.downcast_InvertedLists(self._index.invlists)
         numbers = np.zeros(self.rows, dtype=np.int64)
         for number in range(int(self._index.nlist)):
-            size = int(lists.list_size(number))
-            if size:
-                ids = lists.get_ids(number)
-                numbers[self._faiss.rev_swig_ptr(ids, size)] = number
-                lists.release_ids(number, ids)
+            numbers[list_ids(self._faiss, self._index, number)] = number
         return numbers
 
     def _longest(self) -> float:
@@ -214,6 +258,8 @@ class IvfSegment(SegmentIndex):
     @cached_property
     def _largest_norm(self) -> float:
         """Bound the rows' lengths: from the lists, one after another."""
+        if not self._exact:  # an error of rounding is far below that of the codes
+            return 0.0
         lists = self._faiss.downcast_InvertedLists(self._index.invlists)
         largest = 0.0
         for number in range(int(self._index.nlist)):
@@ -231,9 +277,15 @@ class IvfSegment(SegmentIndex):
 
 
 class IvfType(IndexType):
-    """What the four types have in common; they differ in how a row is stored."""
+    """What the four types have in common; they differ in how a row is stored.
+
+    Attributes:
+        covered: of a compressed type, for which share of neighbours just within the
+            radius a range search allows for the error of their codes.
+    """
 
     library: ClassVar[str] = "faiss"
+    covered: ClassVar[float] = 1.0
 
     @abstractmethod
     def new_index(
@@ -247,11 +299,22 @@ class IvfType(IndexType):
         return 0
 
     def segment(
-        self, faiss: Any, index: Any, metric: Metric, *, mapped: bool
+        self,
+        faiss: Any,
+        index: Any,
+        metric: Metric,
+        *,
+        mapped: bool,
+        errors: Errors | None,
     ) -> IvfSegment:
         """Return the segment around a faiss index."""
         return IvfSegment(
-            faiss, index, metric, exact=not self.compressed, mapped=mapped
+            faiss,
+            index,
+            metric,
+            exact=not self.compressed,
+            mapped=mapped,
+            errors=errors,
         )
 
     def effective_params(
@@ -283,8 +346,16 @@ class IvfType(IndexType):
                 stop_if_cancelled(cancelled)
                 report(progress, TRAINING_SHARE + (1 - TRAINING_SHARE) * start / rows)
                 index.add(vectors[start : start + ROWS_PER_ADD])
+            errors = None
+            if self.compressed:
+                errors = Errors.measure(
+                    vectors,
+                    metric,
+                    lambda some: index.sa_decode(index.sa_encode(some)),
+                    self.covered,
+                )
         report(progress, 1.0)
-        return self.segment(faiss, index, metric, mapped=False)
+        return self.segment(faiss, index, metric, mapped=False, errors=errors)
 
     def open(
         self,
@@ -298,7 +369,8 @@ class IvfType(IndexType):
         faiss = load_faiss(self.name)
         flags = self.open_flags(faiss, params)
         index = map_index(faiss, path, rows, dimension, flags)
-        return self.segment(faiss, index, metric, mapped=True)
+        errors = read_errors(path) if self.compressed else None
+        return self.segment(faiss, index, metric, mapped=True, errors=errors)
 
     def search_grid(
         self, params: Mapping[str, int], rows: int, k: int

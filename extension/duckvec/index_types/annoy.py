@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,11 +12,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from duckvec.errors import ArtifactError, MissingLibraryError
+from duckvec.index_types._range import (
+    FIRST_WIDTH,
+    cuts,
+    sampled_longest,
+    search_range_widening,
+)
 from duckvec.index_types._widening import search_widening
 from duckvec.index_types.base import (
     Cancelled,
     Hits,
     IndexType,
+    InRange,
     Progress,
     SegmentIndex,
     geometric_steps,
@@ -111,6 +119,32 @@ class AnnoySegment(SegmentIndex):
         items = [self._index.get_item_vector(int(item)) for item in positions]
         return np.array(items, dtype=np.float32).reshape(-1, self.dimension)
 
+    def search_range(
+        self,
+        queries: NDArray[np.float32],
+        radius: float,
+        params: Mapping[str, int],
+        *,
+        threads: int = 1,
+        allowed: NDArray[np.bool_] | None = None,
+    ) -> InRange:
+        """Search for ever more nearest rows; search_k grows as the cube root of them.
+
+        Without that, trees that give 0.95 of the 5 nearest of 20,000 sentence
+        embeddings give 0.93 of the 100 nearest.
+        """
+        search_k = params.get("search_k", DEFAULT_NODES_PER_TREE * self._trees)
+
+        def nearest(
+            some: NDArray[np.float32], width: int
+        ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+            deeper = search_k * (width / FIRST_WIDTH) ** (1 / 3)
+            deep = max(round(deeper), self._trees * width)
+            return self._nearest(some, width, min(deep, LARGEST_SEARCH_K), threads)
+
+        cut = cuts(self._metric, queries, radius, self._longest)
+        return search_range_widening(nearest, queries, cut, self.rows, allowed)
+
     def save(self, path: Path) -> None:
         """Write annoy's file, which annoy maps from then on."""
         self._index.save(str(path))
@@ -123,6 +157,19 @@ class AnnoySegment(SegmentIndex):
     def close(self) -> None:
         """Unmap the forest."""
         self._index.unload()
+
+    def _longest(self) -> float:
+        if self._metric.normalizes:
+            return 1.0
+        return self._largest_norm
+
+    @cached_property
+    def _largest_norm(self) -> float:
+        return sampled_longest(self._vectors, self.rows)
+
+    def _vectors(self, positions: NDArray[np.int64]) -> NDArray[np.float32]:
+        held = [self._index.get_item_vector(int(position)) for position in positions]
+        return np.asarray(held, dtype=np.float32)
 
     def _nearest(
         self, queries: NDArray[np.float32], width: int, search_k: int, threads: int

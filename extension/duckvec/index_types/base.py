@@ -27,11 +27,16 @@ must still open what it wrote before, or raise ArtifactError.
 What it promises of a search: `min(k, rows)` different positions for every query, the
 nearest it found; fewer, and -1 for the rest, only where it cannot find more. It may
 return more than k where the order of the last ones is a matter of rounding.
+
+What it promises of a range search: whatever DuckDB finds within the radius, among the
+rows that its settings let it look at, and all of it where they are exhaustive. Too
+many positions do no harm.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -42,11 +47,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from duckvec.errors import BuildCancelledError
+from duckvec.index_types._range import InRange as InRange
+from duckvec.index_types._range import lengths, search_range_widening
 from duckvec.metrics import Metric
 from duckvec.parameters import Parameter
 
 Progress = Callable[[float], None]
 Cancelled = Callable[[], bool]
+
+UNKNOWN_ROUNDING = 1e-3
+"""Of the radius and the query's length: far more than a library's distances are off."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +105,40 @@ class SegmentIndex(ABC):
             threads: how many threads the library may use.
             allowed: (rows,), True for the positions that may be returned.
         """
+
+    def search_range(
+        self,
+        queries: NDArray[np.float32],
+        radius: float,
+        params: Mapping[str, int],
+        *,
+        threads: int = 1,
+        allowed: NDArray[np.bool_] | None = None,
+    ) -> InRange:
+        """Return every position found that may be within the radius of each query.
+
+        This default searches for ever more nearest rows. A type overrides it where its
+        library can do better, where its settings have to grow with k, or where its
+        distances are approximate by more than rounding.
+
+        Args:
+            queries: (nq, d).
+            radius: the largest distance that DuckDB may compute, on the scale of its
+                function; any number but NaN.
+            params: search parameters; those not given take the type's default.
+            threads: how many threads the library may use.
+            allowed: (rows,), True for the positions that may be returned.
+        """
+
+        def nearest(
+            some: NDArray[np.float32], width: int
+        ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+            hits = self.search(some, width, params, threads=threads)
+            return hits.positions, hits.distances
+
+        scale = lengths(queries) + (abs(radius) if math.isfinite(radius) else 0.0)
+        cut = radius + UNKNOWN_ROUNDING * scale
+        return search_range_widening(nearest, queries, cut, self.rows, allowed)
 
     def reach(
         self,

@@ -19,11 +19,13 @@ from duckvec.index_types._faiss import (
     selector,
     write_index,
 )
+from duckvec.index_types._range import allowed_positions
 from duckvec.index_types._rows import largest_norm
 from duckvec.index_types.base import (
     Cancelled,
     Hits,
     IndexType,
+    InRange,
     Progress,
     SegmentIndex,
     report,
@@ -66,6 +68,26 @@ class FlatSegment(SegmentIndex):
             return self._search_beside_zeros(queries, k, threads, allowed)
         return hits
 
+    def search_range(
+        self,
+        queries: NDArray[np.float32],
+        radius: float,
+        params: Mapping[str, int],
+        *,
+        threads: int = 1,
+        allowed: NDArray[np.bool_] | None = None,
+    ) -> InRange:
+        """Return every position that may be within the radius: all there are.
+
+        With COSINE a row of zeros has the distance 1 here, and is a candidate from
+        there on. DuckDB 2 gives it NaN, which is within no radius, and DuckDB 1.5 gives
+        it 2: both find what they want among the candidates.
+        """
+        everything = allowed_positions(self.rows, allowed)
+        with faiss_threads(self._faiss, threads):
+            exact = self._exhaustive(allowed)
+            return InRange.of(exact.search_range(queries, radius, everything))
+
     def save(self, path: Path) -> None:
         """Write faiss's file of an IndexFlat."""
         write_index(self._faiss, self._index, path)
@@ -85,8 +107,12 @@ class FlatSegment(SegmentIndex):
         threads: int,
         allowed: NDArray[np.bool_] | None,
     ) -> Hits:
+        with faiss_threads(self._faiss, threads):
+            return self._exhaustive(allowed).search(queries, k)
+
+    def _exhaustive(self, allowed: NDArray[np.bool_] | None) -> ExactSearch:
         chosen = selector(self._faiss, allowed)
-        exact = ExactSearch(
+        return ExactSearch(
             index=self._index,
             metric=self._metric,
             parameters=chosen and self._faiss.SearchParameters(sel=chosen),
@@ -95,8 +121,6 @@ class FlatSegment(SegmentIndex):
             multiplies=True,
             can_reconstruct=True,
         )
-        with faiss_threads(self._faiss, threads):
-            return exact.search(queries, k)
 
     def _search_beside_zeros(
         self,

@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from duckvec.errors import ArtifactError, MissingLibraryError
+from duckvec.index_types._range import cuts, sampled_longest, search_range_widening
 from duckvec.index_types._rows import (
     Copies,
     append_numbers,
@@ -25,6 +27,7 @@ from duckvec.index_types.base import (
     Cancelled,
     Hits,
     IndexType,
+    InRange,
     Progress,
     SegmentIndex,
     geometric_steps,
@@ -133,6 +136,26 @@ class HnswSegment(SegmentIndex):
         found = self._index.get_items(labels)
         return np.asarray(found, dtype=np.float32).reshape(-1, self.dimension)
 
+    def search_range(
+        self,
+        queries: NDArray[np.float32],
+        radius: float,
+        params: Mapping[str, int],
+        *,
+        threads: int = 1,
+        allowed: NDArray[np.bool_] | None = None,
+    ) -> InRange:
+        """Search for ever more nearest rows; ef grows to as many as are asked for."""
+        ef = max(params.get("ef", DEFAULT_EF), 1)
+
+        def nearest(
+            some: NDArray[np.float32], width: int
+        ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+            return self._nearest(some, width, ef, threads)
+
+        cut = cuts(self._metric, queries, radius, self._longest)
+        return search_range_widening(nearest, queries, cut, self.rows, allowed)
+
     def save(self, path: Path) -> None:
         """Write hnswlib's file; behind it, where rows repeat, the number of each."""
         self._index.save_index(str(path))
@@ -146,6 +169,18 @@ class HnswSegment(SegmentIndex):
     def close(self) -> None:
         """Let go of the graph."""
         self._index = None
+
+    def _longest(self) -> float:
+        if self._metric.normalizes:
+            return 1.0
+        return self._largest_norm
+
+    @cached_property
+    def _largest_norm(self) -> float:
+        return sampled_longest(self._vectors, self._distinct)
+
+    def _vectors(self, labels: NDArray[np.int64]) -> NDArray[np.float32]:
+        return np.asarray(self._index.get_items(labels), dtype=np.float32)
 
     def _nearest(
         self, queries: NDArray[np.float32], width: int, ef: int, threads: int

@@ -32,12 +32,17 @@ class IvfPq(IvfType):
 
     The residuals to the centroids are quantised. Segments of fewer than 256 rows
     cannot train 8 bits: they take as many as their rows allow, recorded as "nbits".
+
+    Few distances are off by as much as the worst, and a range search that allowed for
+    that would return most of the rows that it looks at: of a range of 100 out of 20,000
+    sentence embeddings it returns 1,000 with 97 % covered, and misses 0.4 %.
     """
 
     name: ClassVar[str] = "IVF_PQ"
     aliases: ClassVar[tuple[str, ...]] = ("IVFPQ",)
     parameters: ClassVar[tuple[Parameter, ...]] = (NLIST, M, NPROBE)
     compressed: ClassVar[bool] = True
+    covered: ClassVar[float] = 0.97
 
     def effective_params(
         self, params: Mapping[str, int], rows: int, dimension: int

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from duckvec.index_types._ivf import NLIST, NPROBE, IvfSegment, IvfType
+from duckvec.index_types._quantised import Errors
 from duckvec.metrics import Metric
 from duckvec.parameters import Parameter
 
@@ -33,8 +34,18 @@ GPU_SEARCH_THRESHOLD = Parameter(
 class IvfSq8hSegment(IvfSegment):
     """An IvfSegment with a copy of its centroids on the GPU, made when first needed."""
 
-    def __init__(self, faiss: Any, index: Any, metric: Metric, *, mapped: bool) -> None:
-        super().__init__(faiss, index, metric, exact=False, mapped=mapped)
+    def __init__(
+        self,
+        faiss: Any,
+        index: Any,
+        metric: Metric,
+        *,
+        mapped: bool,
+        errors: Errors | None,
+    ) -> None:
+        super().__init__(
+            faiss, index, metric, exact=False, mapped=mapped, errors=errors
+        )
         self._has_gpu = has_gpu(faiss)
         self._gpu_quantizer: Any = None
         self._gpu_resources: Any = None
@@ -118,10 +129,16 @@ class IvfSq8h(IvfType):
         )
 
     def segment(
-        self, faiss: Any, index: Any, metric: Metric, *, mapped: bool
+        self,
+        faiss: Any,
+        index: Any,
+        metric: Metric,
+        *,
+        mapped: bool,
+        errors: Errors | None,
     ) -> IvfSq8hSegment:
         """Return the segment around a faiss index."""
-        return IvfSq8hSegment(faiss, index, metric, mapped=mapped)
+        return IvfSq8hSegment(faiss, index, metric, mapped=mapped, errors=errors)
 
 
 def has_gpu(faiss: Any) -> bool:

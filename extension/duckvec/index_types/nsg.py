@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,6 +19,7 @@ from duckvec.index_types._faiss import (
     write_index,
 )
 from duckvec.index_types._nsg_build import build_graph
+from duckvec.index_types._range import cuts, sampled_longest, search_range_widening
 from duckvec.index_types._rows import (
     Copies,
     append_numbers,
@@ -30,6 +32,7 @@ from duckvec.index_types.base import (
     Cancelled,
     Hits,
     IndexType,
+    InRange,
     Progress,
     SegmentIndex,
     geometric_steps,
@@ -157,6 +160,27 @@ class NsgSegment(SegmentIndex):
         found: NDArray[np.float32] = stored.reconstruct_batch(distinct.astype(np.int64))
         return found
 
+    def search_range(
+        self,
+        queries: NDArray[np.float32],
+        radius: float,
+        params: Mapping[str, int],
+        *,
+        threads: int = 1,
+        allowed: NDArray[np.bool_] | None = None,
+    ) -> InRange:
+        """Search for ever more nearest rows; search_length grows to as many."""
+        length = params.get("search_length", SMALLEST_SEARCH_LENGTH)
+
+        def nearest(
+            some: NDArray[np.float32], width: int
+        ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+            return self._nearest(some, width, length)
+
+        cut = cuts(self._metric, queries, radius, self._longest)
+        with faiss_threads(self._faiss, threads):
+            return search_range_widening(nearest, queries, cut, self.rows, allowed)
+
     def save(self, path: Path) -> None:
         """Write faiss's file; behind it, where rows repeat, the number of each row."""
         write_index(self._faiss, self._index, path)
@@ -175,6 +199,15 @@ class NsgSegment(SegmentIndex):
 
     def _set_length(self, length: int) -> None:
         self._index.nsg.search_L = length
+
+    def _longest(self) -> float:
+        if self._metric.normalizes:
+            return 1.0
+        return self._largest_norm
+
+    @cached_property
+    def _largest_norm(self) -> float:
+        return sampled_longest(self._index.reconstruct_batch, self._distinct)
 
     def _nearest(
         self, queries: NDArray[np.float32], width: int, length: int

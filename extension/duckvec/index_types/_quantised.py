@@ -1,0 +1,141 @@
+"""How far the distances of a compressed type are off, measured when it is built.
+
+Only the codes are kept, so nothing can be learned of their errors later. What a range
+search needs of them stands behind the library's file: three little-endian doubles and
+a mark. Files of before have none, and then all rows of the lists that are looked into
+are candidates.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from duckvec.index_types._range import lengths
+from duckvec.metrics import Metric
+
+SAMPLED_ROWS = 2048
+SAMPLED_QUERIES = 256
+NEIGHBOURS = 8
+SAME = 1e-6
+ROUNDING = 1e-5  # of a row's length: what the library's sums are off by, and more
+MARK = b"ERRORS01"
+STORED = struct.Struct("<3d8s")
+
+
+@dataclass(frozen=True)
+class Errors:
+    """By how much the distances that codes give exceed those of the rows.
+
+    A row that is a neighbour of a query at a usual distance is off by `usual` at most,
+    hardly ever more: the error of its code and the way to the query have little to do
+    with each other. They have all to do with each other where the query is the row:
+    `own` comes on top then. In between, its share falls from 1 at the query to 0 at
+    the distance `near`.
+
+    Attributes:
+        usual: added to a distance; to a product, times the query's length.
+        own: added to a squared distance or a product.
+        near: how far sampled neighbours are, less the distance of a row to itself.
+    """
+
+    usual: float
+    own: float
+    near: float
+
+    @classmethod
+    def measure(
+        cls,
+        vectors: NDArray[np.float32],
+        metric: Metric,
+        decoded: Callable[[NDArray[np.float32]], NDArray[np.float32]],
+        covered: float,
+    ) -> Errors:
+        """Measure on neighbours within a sample of the rows.
+
+        Args:
+            vectors: (rows, d), at least one.
+            metric: how distances are measured.
+            decoded: gives what the codes of vectors stand for.
+            covered: which share of the sampled errors `usual` is no smaller than.
+        """
+        random = np.random.default_rng(0)
+        count = min(len(vectors), SAMPLED_ROWS)
+        chosen = np.sort(random.choice(len(vectors), count, replace=False))
+        rows = np.ascontiguousarray(vectors[chosen])
+        codes = decoded(rows)
+        off = rows.astype(np.float64) - codes
+        own = np.einsum("ij,ij->i", rows if metric.is_similarity else off, off)
+        queries = np.arange(min(count, SAMPLED_QUERIES))
+        true = _distances(metric, rows[queries], rows)
+        seen = _distances(metric, rows[queries], codes)
+        alone = true[queries, queries, np.newaxis] if metric.is_similarity else 0.0
+        true[queries, queries] = np.inf
+        size = lengths(rows[queries])[:, np.newaxis]
+        same = SAME * (size**2 if metric.is_similarity else size)
+        true[true <= alone + same] = np.inf  # copies of the row
+        width = min(NEIGHBOURS, count)
+        nearest = np.argpartition(true, width - 1, axis=1)[:, :width]
+        distance = np.take_along_axis(true, nearest, axis=1)
+        errors = np.take_along_axis(seen, nearest, axis=1) - distance
+        if metric.is_similarity:
+            errors /= np.maximum(size, np.finfo(np.float32).tiny)
+        some = np.isfinite(distance)
+        if not some.any():
+            return cls(0.0, max(float(own.max()), 0.0), 0.0)
+        beyond = distance - alone
+        off_by = float(np.quantile(errors[some], covered, method="higher"))
+        return cls(
+            usual=max(off_by, 0.0) + ROUNDING * float(lengths(rows).max()),
+            own=max(float(own.max()), 0.0),
+            near=float(np.median(beyond[some])),
+        )
+
+    def widened(
+        self, metric: Metric, queries: NDArray[np.float32], cut: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """Return (nq,) the cuts for distances that the codes give."""
+        size = lengths(queries)
+        alone = metric.offset - size**2 if metric.is_similarity else 0.0
+        beyond = np.maximum(cut - alone, 0)
+        if self.near > 0:
+            share = np.clip(1 - beyond / self.near, 0, 1)
+        else:
+            share = np.ones(len(cut))
+        if metric.is_similarity:
+            return np.asarray(cut + self.usual * size + share * self.own)
+        squared = np.maximum(cut + self.usual, 0) ** 2 + share * self.own
+        return np.where(cut < 0, cut, np.sqrt(squared))
+
+
+def _distances(
+    metric: Metric, left: NDArray[np.float32], right: NDArray[np.float32]
+) -> NDArray[np.float64]:
+    products = left.astype(np.float64) @ right.astype(np.float64).T
+    if metric.is_similarity:
+        return np.asarray(metric.offset - products)
+    squares = lengths(left)[:, np.newaxis] ** 2 + lengths(right) ** 2 - 2 * products
+    return np.asarray(np.sqrt(np.maximum(squares, 0)))
+
+
+def append_errors(path: Path, errors: Errors | None) -> None:
+    """Write what was measured behind a library's file."""
+    if errors is not None:
+        with path.open("ab") as file:
+            file.write(STORED.pack(errors.usual, errors.own, errors.near, MARK))
+
+
+def read_errors(path: Path) -> Errors | None:
+    """Return what append_errors wrote, None if nothing."""
+    with path.open("rb") as file:
+        size = file.seek(0, 2)
+        if size < STORED.size:
+            return None
+        file.seek(size - STORED.size)
+        usual, own, near, mark = STORED.unpack(file.read())
+    return Errors(usual, own, near) if mark == MARK else None
