@@ -81,7 +81,8 @@ def hits(
 
     Args:
         ticket: JSON that the planner wrote: session, database, generation, k,
-            watermark, search parameters, and how far things had come then.
+            watermark, search parameters, a recall target, and how far things had come
+            then.
         vector: lists of float32 of the index's dimension.
         visible_rows: rows up to the watermark that the caller's snapshot sees.
         seen_epoch: the epoch of the table's database in the caller's snapshot.
@@ -146,6 +147,7 @@ def _find(
                 order["params"],
                 visible_rows=visible_rows[0].as_py(),
                 threads=instance.threads,
+                recall=order["recall"],
             )
         except ArtifactError as error:
             if generation is index.generation:

@@ -25,10 +25,16 @@ from duckvec.filters import check_filter
 from duckvec.guards import Look, begin_look, hold_guard, standing_of
 from duckvec.index_types import get_index_type
 from duckvec.instance import Instance
+from duckvec.ladders import check_target
 from duckvec.metrics import METRICS, Metric, parse_metric
-from duckvec.parameters import check_search_params, parse_params
+from duckvec.parameters import SearchSettings, check_search_params, parse_params
 from duckvec.plan_text import Search, exact_text, index_text, unseen_text
-from duckvec.sql_text import parse_collection, quote_identifier, quote_literal
+from duckvec.sql_text import (
+    parse_collection,
+    quote_identifier,
+    quote_literal,
+    quote_path,
+)
 from duckvec.states import DatabaseState, IndexState, Session
 from duckvec.stored_plans import stored_text
 from duckvec.tables import (
@@ -137,11 +143,11 @@ def _plan(
         k,
         condition,
     )
-    params = _check_params(index, request.params, k)
+    settings = _check_params(index, request.params, k)
     if index is None or condition is not None:
         return exact_text(search)
     generation = _usable_generation(
-        instance, session, state, index, search, params, look
+        instance, session, state, index, search, settings.params, look
     )
     in_own_database = caller.database == table.database
     oldest = (
@@ -166,7 +172,8 @@ def _plan(
         "generation": generation.number,  # checked again at execution
         "k": k,
         "watermark": generation.watermark,
-        "params": params,
+        "params": settings.params,
+        "recall": settings.recall,
         "database": state.oid,
         "planned": astuple(planned),
         "in_own_database": in_own_database,
@@ -217,10 +224,19 @@ def _check_metric(wanted: str | None, index: IndexState | None) -> Metric:
     return metric
 
 
-def _check_params(index: IndexState | None, text: str | None, k: int) -> dict[str, int]:
+def _check_params(index: IndexState | None, text: str | None, k: int) -> SearchSettings:
     given = parse_params(text)
-    kind = get_index_type(index.row.index_type if index else "FLAT")
-    return check_search_params(kind, given, k, index.row.params if index else {})
+    if index is None:
+        return check_search_params(get_index_type("FLAT"), given, k, {})
+    row = index.row
+    kind = get_index_type(row.index_type)
+    return check_target(
+        kind,
+        check_search_params(kind, given, k, row.params),
+        row.params,
+        [segment.row.ladder for segment in index.segments],
+        quote_path((row.table_name, row.column_name)),
+    )
 
 
 def _usable_generation(

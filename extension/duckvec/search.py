@@ -30,6 +30,7 @@ def search_generation(
     *,
     visible_rows: int,
     threads: int,
+    recall: float | None = None,
 ) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
     """Return the row ids of candidates that hold the k nearest covered rows.
 
@@ -45,6 +46,7 @@ def search_generation(
             fetched on top.
         threads: for a batch; one query is searched by the thread that asks, because
             waking another one takes longer.
+        recall: a target that every segment can meet, in place of its default.
 
     Returns:
         Row ids int64 (total,) of all queries one after another, and int32 (nq + 1,)
@@ -52,7 +54,7 @@ def search_generation(
     """
     surplus = max(0, generation.covered_rows - visible_rows)
     settings = [
-        {**live.segment.row.search_params, **search_params}
+        {**live.segment.row.setting(recall), **search_params}
         for live in generation.segments
     ]
     widths = [k * setting.get("overfetch", 1) + surplus for setting in settings]
