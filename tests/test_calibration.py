@@ -102,8 +102,8 @@ def test_every_rung_finds_what_it_says(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     metric = METRICS["L2"]
-    vectors = np.random.default_rng(3).standard_normal((ROWS, DIMENSION))
-    vectors = vectors.astype(np.float32)
+    values = np.random.default_rng(3).standard_normal((ROWS, DIMENSION))
+    vectors = values.astype(np.float32)
     kind, segment = build(name, metric, vectors)
     params = effective(kind, ROWS)
     monkeypatch.setattr(calibration, "LADDER_SECONDS", 60.0)

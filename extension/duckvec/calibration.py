@@ -176,6 +176,10 @@ class _Overfetch:
         """Return what one query took with a setting that was searched."""
         return max(taken for (each, _), (_, taken) in self._made.items() if each == at)
 
+    def last(self) -> int:
+        """Return the most thorough setting that was searched."""
+        return max(at for at, _ in self._made)
+
     def found(self, first: int, last: int) -> NDArray[np.int64]:
         """Return the best places in the searches with a range of settings.
 
@@ -251,12 +255,13 @@ def _choices(
     """
     sample = search.sample
     pace = search.seconds(default.at) / values[default.at]
-    last = max(default.at, _first_of(reached, LEVELS[-1]))
+    searched = search.last()
+    last = max(searched, _first_of(reached, LEVELS[-1]))
     left = deadline - time.perf_counter()
-    while last > default.at and len(sample.queries) * pace * values[last] > left:
+    while last > searched and len(sample.queries) * pace * values[last] > left:
         last -= 1
     wide = [most for most in OVERFETCH_STEPS if most >= default.factor]
-    for most in wide if last > default.at else ():
+    for most in wide if last > searched else ():
         place, seconds = search.search(last, most)
         enough = sample.recall(place < K * most) >= min(LEVELS[-1], reached[last])
         again = MOST_SLOWER * seconds * len(sample.queries)
