@@ -41,6 +41,7 @@ LADDER_SHARE = 0.1
 LADDER_SECONDS = 0.05
 # What over-fetches are looked for, where every setting has several.
 LEVELS = (LOWEST_RECALL, 0.9, 0.95, 0.97, 0.98, 0.99, 0.995, 0.999)
+ENOUGH = 0.99  # is searched for no further once the share is used up
 
 
 def calibrate(
@@ -220,10 +221,12 @@ def _with_overfetch(
     first = _first_of(reached, TARGET_RECALL)
     at, factor = search.cheapest(first) or (len(grid) - 1, OVERFETCH[-1])
     default = _Choice(sample.recall(search.found(at, at) < K * factor), at, factor)
-    deadline = max(deadline, time.perf_counter() + LADDER_SECONDS)
+    now = time.perf_counter()
+    goal = LEVELS[-1] if now < deadline else ENOUGH
+    deadline = max(deadline, now + LADDER_SECONDS)
     choices = [default]
     if known is not None:
-        choices = _choices(search, default, values, least, reached, deadline)
+        choices = _choices(search, default, values, least, reached, goal, deadline)
     settings = [{**grid[each.at], "overfetch": each.factor} for each in choices]
     recalls = (each.recall for each in choices)
     return Measured(
@@ -238,6 +241,7 @@ def _choices(
     values: Sequence[int],
     least: NDArray[np.int64],
     reached: Sequence[float],
+    goal: float,
     deadline: float,
 ) -> list[_Choice]:
     """Return what takes least for each level, where it is known what is looked at.
@@ -251,19 +255,20 @@ def _choices(
         values: what each setting gives to the parameter of `least`.
         least: from which value on a search looks at each neighbour.
         reached: the share of neighbours that each setting looks at.
+        goal: the recall to search for.
         deadline: when to end.
     """
     sample = search.sample
     pace = search.seconds(default.at) / values[default.at]
     searched = search.last()
-    last = max(searched, _first_of(reached, LEVELS[-1]))
+    last = max(searched, _first_of(reached, goal))
     left = deadline - time.perf_counter()
     while last > searched and len(sample.queries) * pace * values[last] > left:
         last -= 1
     wide = [most for most in OVERFETCH_STEPS if most >= default.factor]
     for most in wide if last > searched else ():
         place, seconds = search.search(last, most)
-        enough = sample.recall(place < K * most) >= min(LEVELS[-1], reached[last])
+        enough = sample.recall(place < K * most) >= min(goal, reached[last])
         again = MOST_SLOWER * seconds * len(sample.queries)
         if enough or time.perf_counter() + again > deadline:
             break
