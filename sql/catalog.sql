@@ -46,7 +46,8 @@ CREATE TABLE IF NOT EXISTS {schema}.segments (
     format_version  INTEGER NOT NULL,
     library         VARCHAR NOT NULL,
     library_version VARCHAR NOT NULL,
-    build_seconds   DOUBLE NOT NULL
+    build_seconds   DOUBLE NOT NULL,
+    ladder          VARCHAR
 );
 COMMENT ON TABLE {schema}.segments IS
     'duckvec: one row per index artifact; written by duckvec alone';

@@ -2,6 +2,8 @@
 -- __duckvec_plan folds while the statement is bound and returns the text of the
 -- plan, which reads the query vector from the common table expression __query.
 
+-- vector_search
+
 CREATE OR REPLACE TEMP MACRO vector_search(
     collection,
     query,
@@ -21,6 +23,32 @@ FROM query(
         filter,
         column_name,
         metric,
+        txid_current()::BIGINT,
+        current_database(),
+        current_schema(),
+        current_setting('search_path')
+    )
+);
+
+-- vector_range_search
+
+CREATE OR REPLACE TEMP MACRO vector_range_search(
+    collection,
+    query,
+    radius,
+    params := NULL,
+    filter := NULL,
+    column_name := NULL
+) AS TABLE
+WITH __query AS (SELECT query AS vector)
+FROM query(
+    __duckvec_plan_range(
+        {session},
+        collection,
+        radius::DOUBLE,
+        to_json(params),
+        filter,
+        column_name,
         txid_current()::BIGINT,
         current_database(),
         current_schema(),

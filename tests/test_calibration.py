@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 from duckvec import calibration
-from duckvec.calibration import TARGET_RECALL, calibrate, exact_neighbours
+from duckvec.calibration import TARGET_RECALL, calibrate
 from duckvec.index_types import get_index_type
 from duckvec.metrics import METRICS
+from duckvec.samples import K, draw_sample, exact_neighbours
 from tests.index_types import (
+    DIMENSION,
     ROWS,
     all_distances,
     as_given,
@@ -44,7 +46,7 @@ def test_the_exact_neighbours_are_those_of_double_precision(
 
 @every_metric
 @every_type
-def test_the_default_finds_enough_and_is_the_same_each_time(
+def test_the_default_finds_enough_and_is_the_same_whatever_the_time(
     name: str, metric_name: str
 ) -> None:
     metric = METRICS[metric_name]
@@ -52,7 +54,12 @@ def test_the_default_finds_enough_and_is_the_same_each_time(
     kind, segment = build(name, metric, vectors)
     params = effective(kind, ROWS)
     chosen, again = (
-        calibrate(kind, segment, vectors, metric, params, threads=1) for _ in range(2)
+        dict(
+            calibrate(
+                kind, segment, vectors, metric, params, threads=1, build_seconds=seconds
+            ).default
+        )
+        for seconds in (0.0, 10.0)
     )
     if not kind.compressed:  # how many are rescored is weighed by the clock
         assert again == chosen
@@ -73,7 +80,7 @@ def test_a_setting_is_given_up_without_searching_every_query(
     _, segment = build(name, metric, vectors)
     kind = get_index_type(name)
     params = effective(kind, ROWS)
-    grid = kind.search_grid(params, ROWS, calibration.K)
+    grid = kind.search_grid(params, ROWS, K)
     search, searched = segment.search, 0
 
     def counted(queries: Any, *arguments: Any, **named: Any) -> Any:
@@ -82,6 +89,35 @@ def test_a_setting_is_given_up_without_searching_every_query(
         return search(queries, *arguments, **named)
 
     monkeypatch.setattr(segment, "search", counted)
-    chosen = calibrate(kind, segment, vectors, metric, params, threads=1)
-    settings = grid.index(chosen) + 1
+    monkeypatch.setattr(calibration, "LADDER_SECONDS", 0.0)
+    measured = calibrate(
+        kind, segment, vectors, metric, params, threads=1, build_seconds=0.0
+    )
+    settings = grid.index(dict(measured.default)) + 1
     assert searched <= 2 * calibration.SEARCHED * (1 + settings / 2)
+
+
+@pytest.mark.parametrize("name", ["IVF_FLAT", "IVF_SQ8", "IVF_PQ", "HNSW", "ANNOY"])
+def test_every_rung_finds_what_it_says(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metric = METRICS["L2"]
+    values = np.random.default_rng(3).standard_normal((ROWS, DIMENSION))
+    vectors = values.astype(np.float32)
+    kind, segment = build(name, metric, vectors)
+    params = effective(kind, ROWS)
+    monkeypatch.setattr(calibration, "LADDER_SECONDS", 60.0)
+    ladder = calibrate(
+        kind, segment, vectors, metric, params, threads=1, build_seconds=0.0
+    ).ladder
+    assert len(ladder) >= 4
+    # Graphs and trees are searched with fewer queries, and each only until it is full.
+    most, tolerance = (64, 0.01) if name in ("HNSW", "ANNOY") else (100, 0.0)
+    for sample in draw_sample(vectors, metric, K).kinds(most):
+        for rung in ladder:
+            setting = dict(rung.setting)
+            width = K * setting.pop("overfetch", 1)
+            own = kind.clamp_search_params(setting, params, width + 1)
+            hits = segment.search(sample.queries, width + 1, own)
+            found = sample.places(hits.positions) < width
+            assert found.mean() >= rung.recall - tolerance

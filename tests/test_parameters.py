@@ -15,7 +15,12 @@ from duckvec.metrics import (
     normalize_rows_inplace,
     parse_metric,
 )
-from duckvec.parameters import check_build_params, check_search_params, parse_params
+from duckvec.parameters import (
+    SearchSettings,
+    check_build_params,
+    check_search_params,
+    parse_params,
+)
 
 GIVEN: dict[str, dict[str, int]] = {
     "FLAT": {},
@@ -252,7 +257,20 @@ def test_search_parameters_are_optional(
     name: str, params: dict[str, int], k: int
 ) -> None:
     checked = check_search_params(get_index_type(name), params, k, {"nlist": 64})
-    assert checked == params
+    assert checked == SearchSettings(params)
+
+
+@pytest.mark.parametrize("name", sorted(INDEX_TYPES))
+@pytest.mark.parametrize("recall", [1, 1.0, 0.5, 1e-9])
+def test_every_type_takes_a_recall_instead(name: str, recall: float) -> None:
+    checked = check_search_params(get_index_type(name), {"recall": recall}, 10, {})
+    assert checked == SearchSettings({}, recall)
+
+
+def test_a_recall_goes_with_parameters_that_do_not_decide_it() -> None:
+    params = {"gpu_search_threshold": 5, "recall": 0.9}
+    checked = check_search_params(get_index_type("IVF_SQ8H"), params, 10, {"nlist": 64})
+    assert checked == SearchSettings({"gpu_search_threshold": 5}, 0.9)
 
 
 @pytest.mark.parametrize(
@@ -298,6 +316,30 @@ def test_search_parameters_are_optional(
             {"nprobe": 8},
             'FLAT takes no search parameters, not "nprobe"',
         ),
+        ("HNSW", {"recall": 0}, "recall = 0 is outside (0, 1] for HNSW"),
+        ("FLAT", {"recall": 1.5}, "recall = 1.5 is outside (0, 1] for FLAT"),
+        (
+            "NSG",
+            {"recall": "0.9"},
+            'recall = "0.9" is no number for NSG; give one in (0, 1]',
+        ),
+        (
+            "ANNOY",
+            {"recall": True},
+            "recall = true is no number for ANNOY; give one in (0, 1]",
+        ),
+        (
+            "HNSW",
+            {"recall": None},
+            "recall = null is no number for HNSW; give one in (0, 1]",
+        ),
+        (
+            "HNSW",
+            {"Recall": 0.9},
+            '"Recall" is no search parameter of HNSW; did you mean "recall"?',
+        ),
+        ("HNSW", {"recall": 0.9, "ef": 64}, "give recall or ef, not both"),
+        ("IVF_PQ", {"nprobe": 8, "recall": 1}, "give recall or nprobe, not both"),
         (
             "HNSW",
             {"ef": "64"},

@@ -53,14 +53,54 @@ def plan(
     search_path: str,
 ) -> str:
     """Return the SQL text of a search, or one that raises the sentence of an error."""
+    return _plan(
+        Request(collection, k, params, filter, column_name, metric, transaction),
+        Caller(session, database, schema, search_path),
+    )
+
+
+@udf(
+    "__duckvec_plan_range",
+    (
+        *("INTEGER", "VARCHAR", "DOUBLE", "VARCHAR", "VARCHAR", "VARCHAR", "BIGINT"),
+        *("VARCHAR", "VARCHAR", "VARCHAR"),
+    ),
+    "VARCHAR",
+    side_effects=False,
+)
+def plan_range(
+    session: int,
+    collection: str | None,
+    radius: float | None,
+    params: str | None,
+    filter: str | None,
+    column_name: str | None,
+    transaction: int,
+    database: str,
+    schema: str,
+    search_path: str,
+) -> str:
+    """Return the SQL text of a range search, or of the sentence of an error."""
+    return _plan(
+        Request(
+            collection,
+            None,
+            params,
+            filter,
+            column_name,
+            None,
+            transaction,
+            is_range=True,
+            radius=radius,
+        ),
+        Caller(session, database, schema, search_path),
+    )
+
+
+def _plan(request: Request, caller: Caller) -> str:
     try:
-        instance, caller_session = find_session(session)
-        return plan_search(
-            instance,
-            caller_session,
-            Request(collection, k, params, filter, column_name, metric, transaction),
-            Caller(session, database, schema, search_path),
-        )
+        instance, session = find_session(caller.session)
+        return plan_search(instance, session, request, caller).text
     except VectorIndexError as error:
         # Raised here it would arrive with the words of the function call around it.
         return f"FROM query(error({quote_literal(str(error))}))"
@@ -168,7 +208,15 @@ def _find(
     if found is not None:
         generation, index = found
         metric = METRICS[generation.segments[0].segment.row.metric]
-        wanted = Wanted(metric, queries, order.k, order.params, instance.threads)
+        wanted = Wanted(
+            metric,
+            queries,
+            order.k or 1,
+            order.params,
+            instance.threads,
+            order.recall,
+            order.radius,
+        )
         try:
             if selection is not None:
                 return search_selection(generation, wanted, selection)

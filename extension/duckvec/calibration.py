@@ -1,46 +1,47 @@
-"""Choosing the default search parameters of an index when it is built.
+"""Measuring what searches of an index find when it is built.
+
+The result is the index's default search parameters, and a ladder of other settings with
+what they reach, as far as the time for it allows.
 
 Two samples are searched with settings of the type's grid and compared with the exact
 answer over the same segment; the cheapest setting with which both reach the target
 becomes the default. Where a type knows from which setting on a search looks at a row,
 only compressed ones are searched, for the order of their candidates.
-
-One sample is stored rows, each left out of its own answer. The other is mixtures, a row
-plus half of another one: a stored row is an easy query for a graph that holds it (on
-20,000 sentence embeddings NSG found 0.99 of the neighbours of stored rows, 0.90 of
-mixtures', and 0.87 of held-out queries'), while trees and cells find more for a mixture
-than for a new query.
 """
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from duckvec.climbing import LOWEST_RECALL, MOST_SLOWER, Climb, measure_recalls
 from duckvec.index_types.base import IndexType, SegmentIndex
-from duckvec.metrics import Metric, normalize_rows
+from duckvec.ladders import Ladder, Measured, Rung
+from duckvec.metrics import Metric
+from duckvec.samples import NOWHERE, K, Places, Sample, draw_sample
 
 # Above the recall of 0.95 that is wanted for new queries, by the noise of a sample.
 TARGET_RECALL = 0.96
-SAMPLE = 100  # of each kind
 SEARCHED = 64  # of each kind, where only searches tell what a setting finds
-K = 10
-BLOCK_ROWS = 2048
-SMALL_BLOCK_ROWS = 256
-QUERIES_AT_ONCE = 10
 MOST_TRIED = 3
-NOWHERE = np.iinfo(np.int64).max
 # A compressed type is fetched this many times k before its candidates are rescored.
 OVERFETCH = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 OVERFETCH_STEPS = (4, 16, 64)
 # Seconds that DuckDB takes to join and rescore one candidate, in a batch: what a
 # larger over-fetch is weighed against (measured: 4 to 5 microseconds, two threads).
 RESCORE_SECONDS = 4e-6
+# The ladder goes on as long as the whole calibration stays within this share of the
+# build's seconds, or for this many seconds where that is longer.
+LADDER_SHARE = 0.1
+LADDER_SECONDS = 0.05
+# What over-fetches are looked for, where every setting has several.
+LEVELS = (LOWEST_RECALL, 0.9, 0.95, 0.97, 0.98, 0.99, 0.995, 0.999)
+ENOUGH = 0.99  # is searched for no further once the share is used up
 
 
 def calibrate(
@@ -51,8 +52,11 @@ def calibrate(
     params: Mapping[str, int],
     *,
     threads: int,
-) -> dict[str, int]:
-    """Return the cheapest search parameters that reach the target on both samples.
+    build_seconds: float,
+) -> Measured:
+    """Return the cheapest search parameters that reach the target, and a ladder.
+
+    The default is the same whatever the time; how far the ladder goes is not.
 
     Args:
         index_type: the type that built `index`.
@@ -61,207 +65,236 @@ def calibrate(
         metric: the index's metric.
         params: the segment's effective build parameters.
         threads: how many threads the searches may use.
+        build_seconds: what the build took.
 
     Returns:
-        Search parameters, with "overfetch" for compressed types; the most thorough
-        setting where none reaches the target.
+        Settings, with "overfetch" for compressed types. The default is the most
+        thorough one where none reaches the target on both samples.
     """
+    deadline = time.perf_counter() + LADDER_SHARE * build_seconds
     rows = len(vectors)
     k = min(K, rows - 1)
     grid = index_type.search_grid(params, rows, K)
-    if k < 1 or not grid or (len(grid) == 1 and not index_type.compressed):
-        return dict(grid[0] if grid else index_type.default_search_params(params, rows))
-    sample = _draw(vectors, metric, k)
+    if not grid:
+        return Measured(index_type.default_search_params(params, rows), ())
+    finds_all = index_type.exhaustive(grid[0], params) and not index_type.compressed
+    if k < 1 or finds_all:
+        return Measured(grid[0], (Rung(1.0, grid[0]),))
+    sample = draw_sample(vectors, metric, k)
 
     def places(
-        queries: _Sample, setting: Mapping[str, int], factor: int = 1
+        queries: Sample, setting: Mapping[str, int], factor: int = 1
     ) -> NDArray[np.int64]:
         width = min(K * factor + 1, rows)
         own = index_type.clamp_search_params(setting, params, width)
         hits = index.search(queries.queries, width, own, threads=threads)
         return queries.places(hits.positions)
 
-    low = 0
     known = index.reach(sample.queries, sample.truth, threads=threads)
+    if index_type.compressed:
+        return _with_overfetch(sample, grid, known, places, deadline)
     if known is not None:
         name, least = known
-        low = next(
-            (
-                at
-                for at, setting in enumerate(grid)
-                if sample.recall(least <= setting[name]) >= TARGET_RECALL
-            ),
-            len(grid) - 1,
-        )
-    if index_type.compressed:
-        return _with_overfetch(sample, grid[low:], places)
-    if known is not None:
-        return dict(grid[low])
-    kinds = sample.kinds(SEARCHED)
-    return dict(grid[max(_first(kind, grid, places) for kind in kinds)])
+        reached = [sample.recall(least <= setting[name]) for setting in grid]
+        chosen = grid[_first_of(reached, TARGET_RECALL)]
+        return Measured(chosen, _ladder(zip(reached, grid, strict=True)))
+    kinds = [Climb(kind, grid, places) for kind in sample.kinds(SEARCHED)]
+    at = max(climb.first(TARGET_RECALL) for climb in kinds)
+    deadline = max(deadline, time.perf_counter() + LADDER_SECONDS)
+    recalls = measure_recalls(kinds, at, len(grid), deadline)
+    measured = ((recalls[each], grid[each]) for each in sorted(recalls))
+    return Measured(grid[at], _ladder(measured))
 
 
-@dataclass(frozen=True)
-class _Sample:
-    """Queries (s, d), their own rows (s,) or -1, and their neighbours (s, k)."""
+def _first_of(recalls: Sequence[float], level: float) -> int:
+    """Return the first setting that reaches a level, else the last."""
+    reached = (at for at, recall in enumerate(recalls) if recall >= level)
+    return next(reached, len(recalls) - 1)
 
-    queries: NDArray[np.float32]
-    own: NDArray[np.int64]
-    truth: NDArray[np.int64]
 
-    def part(self, chosen: NDArray[Any]) -> _Sample:
-        """Return some of the queries, by a mask or by their numbers."""
-        return _Sample(self.queries[chosen], self.own[chosen], self.truth[chosen])
+def _ladder(measured: Iterable[tuple[float, Mapping[str, int]]]) -> Ladder:
+    """Return the settings that find more than all cheaper ones, and not too little."""
+    rungs: list[Rung] = []
+    for recall, setting in measured:
+        if rungs and rungs[-1].recall < LOWEST_RECALL:
+            rungs.pop()
+        # Rounded down, so that the number that is shown can be asked for.
+        rung = Rung(math.floor(recall * 1000 + 1e-6) / 1000, dict(setting))
+        if not rungs or rung.recall > rungs[-1].recall:
+            rungs.append(rung)
+    return tuple(rungs)
 
-    def kinds(self, most: int) -> list[_Sample]:
-        """Return the stored rows and the mixtures, no more than so many of each."""
-        return [
-            self.part(np.flatnonzero(kind)[:most])
-            for kind in (self.own >= 0, self.own < 0)
-        ]
 
-    def recall(self, found: NDArray[np.bool_]) -> float:
-        """Return the smaller of both kinds' shares of neighbours found, from (s, k)."""
-        share = found.mean(axis=1)
-        return float(min(share[self.own >= 0].mean(), share[self.own < 0].mean()))
+class _Choice(NamedTuple):
+    """A setting by its number, an over-fetch, and the recall of both."""
 
-    def places(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return (s, k): the place of each neighbour among the hits, NOWHERE without.
+    recall: float
+    at: int
+    factor: int
 
-        The sampled row itself has no place.
+
+class _Overfetch:
+    """Searches of a compressed type with several over-fetches."""
+
+    def __init__(
+        self, sample: Sample, grid: Sequence[Mapping[str, int]], places: Places
+    ) -> None:
+        self.sample = sample
+        self.grid = grid
+        self._places = places
+        # By setting and over-fetch, what was found and what one query took.
+        self._made: dict[tuple[int, int], tuple[NDArray[np.int64], float]] = {}
+
+    def search(self, at: int, most: int) -> tuple[NDArray[np.int64], float]:
+        """Return the places of all neighbours, and seconds for one query."""
+        started = time.perf_counter()
+        place = self._places(self.sample, self.grid[at], most)
+        self._made[at, most] = place, (time.perf_counter() - started) / len(place)
+        return self._made[at, most]
+
+    def cheapest(self, first: int) -> tuple[int, int] | None:
+        """Return the first setting that finds enough, with its smallest over-fetch.
+
+        The next ones are weighed against it as long as the shorter lists to rescore
+        may be worth the longer search.
         """
-        place = np.cumsum(positions != self.own[:, np.newaxis], axis=1) - 1
-        places = np.full(self.truth.shape, NOWHERE, dtype=np.int64)
-        for at, (near, hits) in enumerate(zip(self.truth, positions, strict=True)):
-            which, where = np.nonzero(near[:, np.newaxis] == hits)
-            places[at, which] = place[at, where]
-        return places
+        best: tuple[int, int] | None = None
+        cost = np.inf
+        tried = 0
+        for at in range(first, len(self.grid)):
+            factor, seconds = self._smallest(at)
+            if factor is not None:
+                rescoring = K * factor * RESCORE_SECONDS
+                if seconds + rescoring < cost:
+                    best = at, factor
+                    cost = seconds + rescoring
+                tried += 1
+                if tried == MOST_TRIED or rescoring < seconds / 2:
+                    break
+        return best
 
+    def seconds(self, at: int) -> float:
+        """Return what one query took with a setting that was searched."""
+        return max(taken for (each, _), (_, taken) in self._made.items() if each == at)
 
-_Places = Callable[..., NDArray[np.int64]]
-"""Searches a sample's queries with a setting and an over-fetch; returns its places."""
+    def last(self) -> int:
+        """Return the most thorough setting that was searched."""
+        return max(at for at, _ in self._made)
 
+    def found(self, first: int, last: int) -> NDArray[np.int64]:
+        """Return the best places in the searches with a range of settings.
 
-def _first(sample: _Sample, grid: Sequence[Mapping[str, int]], places: _Places) -> int:
-    """Return the first setting that finds enough, else the last.
+        Where a cheaper setting looks at a row, its place there is no worse: it competes
+        with fewer.
+        """
+        settings = range(first, last + 1)
+        made = [place for (at, _), (place, _) in self._made.items() if at in settings]
+        return np.asarray(np.min(made, axis=0))
 
-    What a setting finds, more thorough ones find too: queries that lack nothing are
-    not searched again. Those that lack most come first, and a setting is given up as
-    soon as too much is missing.
-    """
-    spare = int(sample.truth.size * (1 - TARGET_RECALL) + 1e-6)
-    lacking = np.full(len(sample.queries), -1)
-    for at, setting in enumerate(grid):
-        order = np.argsort(-lacking, kind="stable")
-        order = order[lacking[order] != 0]
-        missed = 0
-        for start in range(0, len(order), QUERIES_AT_ONCE):
-            some = order[start : start + QUERIES_AT_ONCE]
-            lacking[some] = (places(sample.part(some), setting) >= K).sum(axis=1)
-            missed += int(lacking[some].sum())
-            if missed > spare:
-                break
-        else:
-            return at
-    return len(grid) - 1
+    def _smallest(self, at: int) -> tuple[int | None, float]:
+        """Return the over-fetch that finds enough, if any, and seconds for one query.
+
+        Few candidates are fetched first: long lists of them take most of the time.
+        """
+        seconds = 0.0
+        for most in OVERFETCH_STEPS:
+            place, seconds = self.search(at, most)
+            for factor in OVERFETCH:
+                recall = self.sample.recall(place < K * factor)
+                if factor <= most and recall >= TARGET_RECALL:
+                    return factor, seconds
+        return None, seconds
 
 
 def _with_overfetch(
-    sample: _Sample, grid: Sequence[Mapping[str, int]], places: _Places
-) -> dict[str, int]:
-    """Return the first setting that finds enough, with its smallest over-fetch.
-
-    The next ones are weighed against it as long as the shorter lists to rescore may
-    be worth the longer search.
-    """
-    best: dict[str, int] | None = None
-    cost = np.inf
-    tried = 0
-    for setting in grid:
-        factor, seconds = _smallest_overfetch(sample, setting, places)
-        if factor is not None:
-            rescoring = K * factor * RESCORE_SECONDS
-            if seconds + rescoring < cost:
-                best = {**setting, "overfetch": factor}
-                cost = seconds + rescoring
-            tried += 1
-            if tried == MOST_TRIED or rescoring < seconds / 2:
-                break
-    return best or {**grid[-1], "overfetch": OVERFETCH[-1]}
-
-
-def _smallest_overfetch(
-    sample: _Sample, setting: Mapping[str, int], places: _Places
-) -> tuple[int | None, float]:
-    """Return the over-fetch that finds enough, if any, and seconds for one query.
-
-    Few candidates are fetched first: long lists of them take most of the time.
-    """
-    seconds = 0.0
-    for most in OVERFETCH_STEPS:
-        started = time.perf_counter()
-        place = places(sample, setting, most)
-        seconds = (time.perf_counter() - started) / len(place)
-        for factor in OVERFETCH:
-            if factor <= most and sample.recall(place < K * factor) >= TARGET_RECALL:
-                return factor, seconds
-    return None, seconds
+    sample: Sample,
+    grid: Sequence[Mapping[str, int]],
+    known: tuple[str, NDArray[np.int64]] | None,
+    places: Places,
+    deadline: float,
+) -> Measured:
+    """Return the default and the ladder of a compressed type."""
+    name, least = known or ("", np.zeros(sample.truth.shape, dtype=np.int64))
+    values = [setting.get(name, 0) for setting in grid]
+    reached = [sample.recall(least <= value) for value in values]
+    search = _Overfetch(sample, grid, places)
+    first = _first_of(reached, TARGET_RECALL)
+    at, factor = search.cheapest(first) or (len(grid) - 1, OVERFETCH[-1])
+    default = _Choice(sample.recall(search.found(at, at) < K * factor), at, factor)
+    now = time.perf_counter()
+    goal = LEVELS[-1] if now < deadline else ENOUGH
+    deadline = max(deadline, now + LADDER_SECONDS)
+    choices = [default]
+    if known is not None:
+        choices = _choices(search, default, values, least, reached, goal, deadline)
+    settings = [{**grid[each.at], "overfetch": each.factor} for each in choices]
+    recalls = (each.recall for each in choices)
+    return Measured(
+        {**grid[at], "overfetch": factor},
+        _ladder(zip(recalls, settings, strict=True)),
+    )
 
 
-def _draw(vectors: NDArray[np.float32], metric: Metric, k: int) -> _Sample:
-    rng = np.random.default_rng(0)
-    count = min(SAMPLE, len(vectors))
-    rows = rng.choice(len(vectors), count, replace=False)
-    base, other = rng.choice(len(vectors), (2, count))
-    mixed = vectors[base] + vectors[other] / 2
-    if metric.normalizes:
-        mixed = normalize_rows(mixed)
-    queries = np.concatenate([vectors[rows], mixed])
-    own = np.concatenate([rows, np.full(count, -1)])
-    return _Sample(queries, own, exact_neighbours(vectors, queries, own, metric, k))
+def _choices(
+    search: _Overfetch,
+    default: _Choice,
+    values: Sequence[int],
+    least: NDArray[np.int64],
+    reached: Sequence[float],
+    goal: float,
+    deadline: float,
+) -> list[_Choice]:
+    """Return what takes least for each level, where it is known what is looked at.
 
-
-def exact_neighbours(
-    vectors: NDArray[np.float32],
-    queries: NDArray[np.float32],
-    own: NDArray[np.int64],
-    metric: Metric,
-    k: int,
-) -> NDArray[np.int64]:
-    """Return int64 (nq, k): the exact nearest rows of each query.
-
-    Blocked matrix products in float32; ties may fall either way. Of each block, only
-    what is nearer than the k-th so far is looked at.
+    One more search, as thorough as the time allows, tells of all cheaper settings
+    what they find at least.
 
     Args:
-        vectors: float32 (n, d).
-        queries: float32 (nq, d).
-        own: int64 (nq,), a row that is left out of each answer, or -1.
-        metric: how to measure.
-        k: neighbours of each query.
+        search: what was searched so far.
+        default: what was chosen.
+        values: what each setting gives to the parameter of `least`.
+        least: from which value on a search looks at each neighbour.
+        reached: the share of neighbours that each setting looks at.
+        goal: the recall to search for.
+        deadline: when to end.
     """
-    scaled = queries * np.float32(-1 if metric.is_similarity else -2)
-    best = np.full((len(queries), k), np.inf, dtype=np.float32)
-    found = np.full((len(queries), k), -1, dtype=np.int64)
-    start = 0
-    while start < len(vectors):
-        # In the first block every row is near: it is a small one.
-        block = vectors[start : start + (BLOCK_ROWS if start else SMALL_BLOCK_ROWS)]
-        scores = scaled @ block.T
-        if not metric.is_similarity:
-            scores += np.einsum("ij,ij->i", block, block)
-        inside = (own >= start) & (own < start + len(block))
-        scores[np.flatnonzero(inside), own[inside] - start] = np.inf
-        row, column = np.nonzero(scores < best.max(axis=1, keepdims=True))
-        width = k + int(np.bincount(row, minlength=1).max())
-        nearer = np.full((len(queries), width), np.inf, dtype=np.float32)
-        numbers = np.full(nearer.shape, -1, dtype=np.int64)
-        nearer[:, :k], numbers[:, :k] = best, found
-        place = k + np.arange(len(row)) - np.searchsorted(row, row)
-        nearer[row, place] = scores[row, column]
-        numbers[row, place] = column + start
-        keep = np.argpartition(nearer, k - 1, axis=1)[:, :k]
-        best = np.take_along_axis(nearer, keep, axis=1)
-        found = np.take_along_axis(numbers, keep, axis=1)
-        start += len(block)
-    return found
+    sample = search.sample
+    pace = search.seconds(default.at) / values[default.at]
+    searched = search.last()
+    last = max(searched, _first_of(reached, goal))
+    left = deadline - time.perf_counter()
+    while last > searched and len(sample.queries) * pace * values[last] > left:
+        last -= 1
+    wide = [most for most in OVERFETCH_STEPS if most >= default.factor]
+    for most in wide if last > searched else ():
+        place, seconds = search.search(last, most)
+        enough = sample.recall(place < K * most) >= min(goal, reached[last])
+        again = MOST_SLOWER * seconds * len(sample.queries)
+        if enough or time.perf_counter() + again > deadline:
+            break
+
+    def choose(level: float, settings: Iterable[int]) -> list[_Choice]:
+        best: list[_Choice] = []
+        cost = math.inf
+        for at in settings:
+            if reached[at] < level or pace * values[at] >= cost:
+                continue
+            found = np.where(
+                least <= values[at], search.found(at, len(values)), NOWHERE
+            )
+            for factor in OVERFETCH:
+                recall = sample.recall(found < K * factor)
+                seconds = pace * values[at] + K * factor * RESCORE_SECONDS
+                if recall >= level and seconds < cost:
+                    best, cost = [_Choice(recall, at, factor)], seconds
+        return best
+
+    # A higher level never takes a cheaper setting of the grid than a lower one.
+    choices = [default]
+    for level in LEVELS:
+        if level > TARGET_RECALL:
+            choices += choose(level, range(choices[-1].at, last + 1))
+    for level in reversed(LEVELS):
+        if level < TARGET_RECALL:
+            choices[:0] = choose(level, range(choices[0].at + 1))
+    return choices

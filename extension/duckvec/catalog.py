@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Any
 
 import duckdb
 
 from duckvec.errors import NotIndexableError
+from duckvec.ladders import decode_ladder, encode_ladder
 from duckvec.segments import SegmentRow
 from duckvec.sql_text import quote_path, read_sql
 
@@ -104,17 +105,13 @@ def exists(cursor: duckdb.DuckDBPyConnection, database: str) -> bool:
 
 def read_indexes(cursor: duckdb.DuckDBPyConnection, database: str) -> list[IndexRow]:
     """Return all rows of `indexes`."""
-    return [
-        IndexRow(*_decode(IndexRow, row))
-        for row in _read(cursor, database, "indexes", IndexRow)
-    ]
+    return [IndexRow(**row) for row in _read(cursor, database, "indexes", IndexRow)]
 
 
 def read_segments(cursor: duckdb.DuckDBPyConnection, database: str) -> list[SegmentRow]:
     """Return all rows of `segments`."""
     return [
-        SegmentRow(*_decode(SegmentRow, row))
-        for row in _read(cursor, database, "segments", SegmentRow)
+        SegmentRow(**row) for row in _read(cursor, database, "segments", SegmentRow)
     ]
 
 
@@ -125,6 +122,7 @@ def replace_index(
     segments: Sequence[SegmentRow],
 ) -> None:
     """Put `row` and its segments in the place of what the column had before."""
+    _add_ladder(cursor, database)
     delete_index(cursor, database, row)
     schema = schema_path(database)
     _insert(cursor, f"{schema}.indexes", _named(row))
@@ -226,7 +224,7 @@ def count_fresh_epochs(cursor: duckdb.DuckDBPyConnection, database: str) -> int:
 
 
 def _named(row: IndexRow | SegmentRow) -> dict[str, Any]:
-    return dict(zip(_names(type(row)), _encode(row), strict=True))
+    return {name: _encode(name, getattr(row, name)) for name in _names(type(row))}
 
 
 def _names(kind: type[Any]) -> list[str]:
@@ -235,10 +233,31 @@ def _names(kind: type[Any]) -> list[str]:
 
 def _read(
     cursor: duckdb.DuckDBPyConnection, database: str, table: str, kind: type[Any]
-) -> list[tuple[Any, ...]]:
-    columns = ", ".join(_names(kind))
-    sql = f"SELECT {columns} FROM {schema_path(database)}.{table} ORDER BY ALL"
-    return cursor.execute(sql).fetchall()
+) -> list[dict[str, Any]]:
+    """Return the rows by name, without columns that are not ours."""
+    cursor.execute(f"FROM {schema_path(database)}.{table} ORDER BY ALL")
+    columns = _columns(cursor)
+    wanted = _names(kind)
+    return [
+        {
+            name: _decode(name, value)
+            for name, value in zip(columns, row, strict=True)
+            if name in wanted
+        }
+        for row in cursor.fetchall()
+    ]
+
+
+def _add_ladder(cursor: duckdb.DuckDBPyConnection, database: str) -> None:
+    """Add the column that catalogs did not have at first."""
+    segments = f"{schema_path(database)}.segments"
+    cursor.execute(f"FROM {segments} LIMIT 0")
+    if "ladder" not in _columns(cursor):
+        cursor.execute(f"ALTER TABLE {segments} ADD COLUMN ladder VARCHAR")
+
+
+def _columns(cursor: duckdb.DuckDBPyConnection) -> list[str]:
+    return [column[0] for column in cursor.description or ()]
 
 
 def _insert(
@@ -249,15 +268,13 @@ def _insert(
     cursor.execute(f"INSERT INTO {table} ({columns}) VALUES ({marks})", values)
 
 
-def _encode(row: IndexRow | SegmentRow) -> list[Any]:
-    return [
-        json.dumps(dict(value)) if isinstance(value, Mapping) else value
-        for value in astuple(row)
-    ]
+def _encode(name: str, value: Any) -> Any:
+    if name == "ladder":
+        return encode_ladder(value)
+    return json.dumps(dict(value)) if isinstance(value, Mapping) else value
 
 
-def _decode(kind: type[Any], row: tuple[Any, ...]) -> list[Any]:
-    return [
-        json.loads(value) if name in ("params", "search_params") else value
-        for name, value in zip(_names(kind), row, strict=True)
-    ]
+def _decode(name: str, value: Any) -> Any:
+    if name == "ladder":
+        return decode_ladder(value)
+    return json.loads(value) if name in ("params", "search_params") else value

@@ -12,6 +12,10 @@ from duckvec.errors import ParameterError, did_you_mean, shorten
 Phase = Literal["build", "search"]
 Bound = Callable[[int, Mapping[str, int]], int]
 """A bound of a search parameter: from k and the index's build parameters."""
+MEASURED = "measured at the build"
+"""The default of a search parameter that decides how much a search finds."""
+RECALL = "recall"
+"""What a search of every type takes instead of those: the recall@10 to reach."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,14 @@ class Parameter:
         )
 
 
+@dataclass(frozen=True)
+class SearchSettings:
+    """What the caller of a search gave: parameters of the type, or a recall target."""
+
+    params: Mapping[str, int]
+    recall: float | None = None
+
+
 class Declared(Protocol):
     """Anything with a name that declares parameters: an index type."""
 
@@ -139,15 +151,18 @@ def check_search_params(
     params: Mapping[str, object],
     k: int,
     build_params: Mapping[str, int],
-) -> dict[str, int]:
-    """Return the given search parameters as integers, or raise ParameterError.
+) -> SearchSettings:
+    """Return the given search parameters, or raise ParameterError.
 
     All are optional; those that are not given are left out. build_params are those
-    of the index: some bounds depend on them, and on k.
+    of the index: some bounds depend on them, and on k. Whether a recall was measured
+    is not known here.
     """
     declared = _of_phase(index_type, "search")
     checked = {}
     for name, given in params.items():
+        if name == RECALL:
+            continue
         if name not in declared:
             _refuse_name(index_type, name, "search")
         parameter = declared[name]
@@ -155,7 +170,19 @@ def check_search_params(
         minimum, maximum = parameter.bounds(k, build_params)
         _check_range(index_type, parameter, value, minimum, maximum)
         checked[name] = value
-    return checked
+    if RECALL not in params:
+        return SearchSettings(checked)
+    recall = _recall(index_type, params[RECALL])
+    for name in measured_names(index_type):
+        if name in checked:
+            raise ParameterError(f"give recall or {name}, not both")
+    return SearchSettings(checked, recall)
+
+
+def measured_names(index_type: Declared) -> tuple[str, ...]:
+    """Return the search parameters that a recall target chooses."""
+    declared = _of_phase(index_type, "search").values()
+    return tuple(p.name for p in declared if p.default == MEASURED)
 
 
 def _of_phase(index_type: Declared, phase: Phase) -> dict[str, Parameter]:
@@ -166,7 +193,7 @@ def _refuse_name(index_type: Declared, name: str, phase: Phase) -> NoReturn:
     shown = f'"{shorten(name)}"'
     names = tuple(_of_phase(index_type, phase))
     other: Phase = "search" if phase == "build" else "build"
-    if name in _of_phase(index_type, other):
+    if name in _of_phase(index_type, other) or name == RECALL:
         way_out = f"; it takes {_listed(names)}" if names else ""
         raise ParameterError(
             f"{shown} is a {other} parameter of {index_type.name}, "
@@ -176,7 +203,8 @@ def _refuse_name(index_type: Declared, name: str, phase: Phase) -> NoReturn:
         whole = "parameters" if phase == "build" else "search parameters"
         raise ParameterError(f"{index_type.name} takes no {whole}, not {shown}")
     kind = "parameter" if phase == "build" else "search parameter"
-    way_out = did_you_mean(name, names) or f"; it takes {_listed(names)}"
+    known = names if phase == "build" else (*names, RECALL)
+    way_out = did_you_mean(name, known) or f"; it takes {_listed(names)}"
     raise ParameterError(f"{shown} is no {kind} of {index_type.name}{way_out}")
 
 
@@ -187,6 +215,17 @@ def _integer(index_type: Declared, parameter: Parameter, value: object) -> int:
         f"{parameter.name} = {shorten(_as_json(value))} is no integer for "
         f"{index_type.name}; give {parameter.expectation()}"
     )
+
+
+def _recall(index_type: Declared, value: object) -> float:
+    shown = f"{RECALL} = {shorten(_as_json(value))}"
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise ParameterError(
+            f"{shown} is no number for {index_type.name}; give one in (0, 1]"
+        )
+    if not 0 < value <= 1:
+        raise ParameterError(f"{shown} is outside (0, 1] for {index_type.name}")
+    return float(value)
 
 
 def _check_range(

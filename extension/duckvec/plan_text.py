@@ -26,9 +26,10 @@ class Target:
 
 @dataclass(frozen=True)
 class Search(Target):
-    """A checked search."""
+    """A checked search: of the k nearest rows, or of all within the radius."""
 
-    k: int
+    k: int | None
+    radius: float | None
     filter: str | None
 
 
@@ -49,10 +50,9 @@ SELECT {_renamed(hidden)}
 FROM (
     SELECT __t.*, {distance} AS {hidden}
     FROM __checked AS __q, {rows} AS __t
-    ORDER BY {_order(search, hidden)}
-    LIMIT {search.k:d}
+    {_nearest(search, hidden, search.k)}
 )
-WHERE isfinite({hidden})"""
+{_within(hidden, search.radius)}"""
 
 
 def index_text(
@@ -61,7 +61,8 @@ def index_text(
     ticket: str,
     watermark: str,
     seen_epoch: str,
-    wanted: str,
+    wanted: str | None,
+    radius: float | None = None,
     condition: str | None = None,
 ) -> str:
     """Return the text that joins an index's hits and the tail to the live table.
@@ -74,7 +75,8 @@ def index_text(
         ticket: what `__duckvec_hits` needs to know, as JSON text.
         watermark: the highest row id that the index covers.
         seen_epoch: the epoch of the table's database in the caller's snapshot.
-        wanted: k.
+        wanted: k; None for all within the radius.
+        radius: the largest distance wanted; None where k is.
         condition: a checked filter.
     """
     table = target.table
@@ -108,17 +110,16 @@ JOIN {table.path} AS __t ON __t.rowid = __h.id
 UNION ALL
 SELECT __t.*, {_distance(target, "__t", "__q.vector")} AS {hidden}
 FROM {query}, {tail}"""
-    if target.metric.is_similarity:
+    if target.metric.is_similarity and wanted is not None:
         rows = f"SELECT *\nFROM ({rows}\n)"  # a union is sorted by columns only
     # What is not finite is sorted last, and taken away here: before the LIMIT, DuckDB
     # would compute each distance twice.
     return f"""
 SELECT {_renamed(hidden)}
 FROM ({rows}
-ORDER BY {_order(target, hidden)}
-LIMIT {wanted}
+{_nearest(target, hidden, wanted)}
 )
-WHERE isfinite({hidden})"""
+{_within(hidden, radius)}"""
 
 
 def _covered(target: Target, ticket: str, watermark: str, condition: str | None) -> str:
@@ -144,7 +145,8 @@ def unseen_text(
     parts: tuple[str, ...],
     column_name: str,
     metric: Metric,
-    k: int,
+    k: int | None,
+    radius: float | None,
     condition: str | None,
 ) -> str:
     """Return the text for a table that nothing but the caller's own bind can see.
@@ -153,7 +155,8 @@ def unseen_text(
         parts: the table's name as it was given.
         column_name: its vector column.
         metric: how to measure.
-        k: rows wanted.
+        k: rows wanted; None for all within the radius.
+        radius: the largest distance wanted; None where k is.
         condition: a checked filter.
     """
     name = quote_identifier(column_name)
@@ -168,11 +171,9 @@ FROM (
         __t.*,
         {distance} AS __distance
     FROM __query, (SELECT * FROM {quote_path(parts)} WHERE {where}) AS __t
-    ORDER BY __distance ASC NULLS LAST
-    LIMIT {k:d}
+    {"" if k is None else f"ORDER BY __distance ASC NULLS LAST LIMIT {k:d}"}
 )
-WHERE isfinite(__distance)
-ORDER BY __distance ASC NULLS LAST"""
+{_within("__distance", radius)}"""
 
 
 def _checked_query(search: Search) -> str:
@@ -236,6 +237,21 @@ def _list_distance(metric: Metric, vector: str, query: str) -> str:
             WHEN len({vector}) = len({query}) AND list_count({vector}) = len({vector})
             THEN {metric.duckdb_list_function}(list_concat({vector}, []), {query})
         END"""
+
+
+def _nearest(target: Target, distance: str, wanted: str | int | None) -> str:
+    """Return the clauses that leave the nearest rows, none where all are wanted."""
+    if wanted is None:
+        return ""
+    return f"ORDER BY {_order(target, distance)}\nLIMIT {wanted}"
+
+
+def _within(distance: str, radius: float | None) -> str:
+    """Return the clauses that leave rows with a distance, in a range those in order."""
+    if radius is None:
+        return f"WHERE isfinite({distance})"
+    limit = f"{quote_literal(repr(radius))}::DOUBLE"
+    return f"WHERE isfinite({distance}) AND {distance} <= {limit}\nORDER BY {distance}"
 
 
 def _order(target: Target, distance: str) -> str:

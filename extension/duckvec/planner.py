@@ -1,15 +1,18 @@
 """Planning one search: checking the request, and choosing the route.
 
-`plan_search` runs while DuckDB binds a statement. Two routes: `exact` computes every
-distance; `index` joins the hits of a generation to the live table and adds the tail.
+`plan_search` runs while DuckDB binds a statement. Two kinds of text: the exact one
+computes every distance; the one by index joins the hits of a generation to the live
+table and adds the tail.
 """
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import duckdb
 
@@ -24,10 +27,16 @@ from duckvec.filters import check_filter
 from duckvec.guards import Look, begin_look, hold_guard, standing_of
 from duckvec.index_types import get_index_type
 from duckvec.instance import Instance
+from duckvec.ladders import check_target
 from duckvec.metrics import METRICS, Metric, parse_metric
-from duckvec.parameters import check_search_params, parse_params
+from duckvec.parameters import SearchSettings, check_search_params, parse_params
 from duckvec.plan_text import Search, exact_text, index_text, unseen_text
-from duckvec.sql_text import parse_collection, quote_identifier, quote_literal
+from duckvec.sql_text import (
+    parse_collection,
+    quote_identifier,
+    quote_literal,
+    quote_path,
+)
 from duckvec.states import DatabaseState, IndexState, Session
 from duckvec.stored_plans import stored_text
 from duckvec.tables import (
@@ -39,7 +48,7 @@ from duckvec.tables import (
     unknown_table,
 )
 from duckvec.tickets import Ticket
-from duckvec.tracking import UNSEALED, Generation
+from duckvec.tracking import UNSEALED, Generation, Standing
 
 MAX_K = 16384
 # DuckDB reads files by names with dots and slashes where no table has them.
@@ -51,10 +60,15 @@ REFRESH_ROWS = 64
 # They are counted again after a change, but no sooner than this.
 SURPLUS_SECONDS = 0.25
 
+Route = Literal["exact", "allowed rows", "index"]
+
 
 @dataclass(frozen=True)
 class Request:
-    """What a search asks for, as it came from SQL."""
+    """What a search asks for, as it came from SQL.
+
+    `k` is that of a search for the k nearest; `radius` that of a range search.
+    """
 
     collection: str | None
     k: str | None
@@ -63,143 +77,261 @@ class Request:
     column_name: str | None
     metric: str | None
     transaction: int
+    is_range: bool = False
+    radius: float | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a search is answered.
+
+    Attributes:
+        text: the SQL text.
+        route: by which way.
+        reason: why that one, in words.
+        search: what is searched; None for a table that the planner cannot see.
+        index: the column's index.
+        generation: the one that is searched; None for the exact scan.
+        settings: the caller's search parameters, checked.
+    """
+
+    text: str
+    route: Route
+    reason: str
+    search: Search | None = None
+    index: IndexState | None = None
+    generation: Generation | None = None
+    settings: SearchSettings = field(default_factory=lambda: SearchSettings({}))
 
 
 def plan_search(
-    instance: Instance, session: Session, request: Request, caller: Caller
-) -> str:
-    """Return the SQL text that answers a search.
+    instance: Instance,
+    session: Session,
+    request: Request,
+    caller: Caller,
+    trace: int | None = None,
+) -> Plan:
+    """Return the plan of a search.
 
     Args:
         instance: the DuckDB instance.
         session: the caller's connection.
         request: what is asked for.
         caller: what names are resolved by.
+        trace: the number of the trace that the hits report to, if any.
 
     Raises:
         VectorIndexError: the request is wrong; the sentence says how.
     """
-    k = _check_k(request.k)
+    k, radius = None, None
+    if request.is_range:
+        radius = _check_radius(request.radius)
+    else:
+        k = _check_k(request.k)
+    planner = _Planner(instance, session, request, caller, k, radius, trace)
     looked_up = instance.lookups.recall(request.collection, caller)
     condition = request.filter
     is_checked = condition is None or condition in instance.checked_filters
     if looked_up is not None and is_checked:
-        table, state = looked_up
-        return _plan(
-            instance, session, request, caller, k, table, state, condition, None
-        )
+        return planner.plan(*looked_up, None)
     known = instance.state_of(caller)
     sign = known.look_closely() if known else None
     look = begin_look(session, known if instance.has_one_database else None)
     try:
         found = find_table(look.cursor, request.collection, caller)
         if found is None:
-            return _plan_unseen(look.cursor, request, k)
+            return planner.plan_unseen(look.cursor)
         state = instance.database(look.cursor, found.database, found.database_oid)
-        condition = instance.checked_filters.check(look.cursor, request.filter)
+        instance.checked_filters.check(look.cursor, request.filter)
         instance.lookups.remember(request.collection, caller, sign, found, state)
-        return _plan(
-            instance, session, request, caller, k, found, state, condition, look
-        )
+        return planner.plan(found, state, look)
     finally:
         look.close()
 
 
-def _plan(
-    instance: Instance,
-    session: Session,
-    request: Request,
-    caller: Caller,
-    k: int,
-    table: Table,
-    state: DatabaseState,
-    condition: str | None,
-    look: Look | None,
-) -> str:
-    """Return the text of a search of a table that was found, by the right route.
+@dataclass(frozen=True)
+class _Planner:
+    """One search being planned; the fields are those of `plan_search`, checked."""
 
-    Args:
-        instance: the DuckDB instance.
-        session: the caller's connection.
-        request: what is asked for.
-        caller: what names are resolved by.
-        k: rows wanted, checked.
-        table: what the collection means.
-        state: its database.
-        condition: the filter, checked.
-        look: the transaction in which they were found, None where they were recalled.
+    instance: Instance
+    session: Session
+    request: Request
+    caller: Caller
+    k: int | None
+    radius: float | None
+    trace: int | None
+
+    def plan(self, table: Table, state: DatabaseState, look: Look | None) -> Plan:
+        """Return the plan of a search of a table that was found, by the right route.
+
+        Args:
+            table: what the collection means.
+            state: its database.
+            look: the transaction in which they were found, None where they were
+                recalled.
+        """
+        request, session = self.request, self.session
+        planned = standing_of(session, state)
+        column = find_column(table, request.column_name)
+        index = finding.find_index(self.instance, state, table, column.name)
+        row = index.row if index else None
+        search = Search(
+            table,
+            column,
+            _check_metric(request.metric, index),
+            column.length or (index.row.dimension if index else None),
+            self.k,
+            self.radius,
+            request.filter,
+        )
+        settings = _check_params(index, request.params, self.k or 1)
+        exact = Plan("", "exact", "", search, index, None, settings)
+        if index is None or row is None:
+            return _scan(exact, search, _why_no_index(table))
+        if request.filter is not None and self.instance.selectivities.few_pass(
+            session,
+            state,
+            table,
+            request.filter,
+            index.row.row_count,
+            search.dimension or 1,
+        ):
+            few = replace(exact, route="allowed rows")
+            return _scan(few, search, "few rows pass the filter")
+        generation = _usable_generation(
+            self.instance, session, state, index, search, settings.params, look
+        )
+        if isinstance(generation, str):
+            return _scan(exact, _beside(search, index), generation)
+        if request.transaction <= self._oldest(table, state, generation):
+            # The caller's snapshot may be older than the build.
+            reason = "the transaction is older than the index"
+            return _scan(exact, _beside(search, index), reason)
+        built = generation.segments[0].segment.row
+        if index.row is not row or (built.index_type, built.metric) != (
+            row.index_type,
+            row.metric,
+        ):
+            return _scan(exact, search, "the index was replaced meanwhile")
+        return self._by_index(exact, search, state, generation, planned)
+
+    def _oldest(
+        self, table: Table, state: DatabaseState, generation: Generation
+    ) -> int:
+        """Return the newest transaction that is too old for the generation."""
+        if self.caller.database == table.database:
+            return generation.seal.transaction
+        return state.catalog_seals.get(self.caller.database, UNSEALED)
+
+    def _by_index(
+        self,
+        exact: Plan,
+        search: Search,
+        state: DatabaseState,
+        generation: Generation,
+        planned: Standing,
+    ) -> Plan:
+        table, settings, condition = search.table, exact.settings, search.filter
+        in_own_database = self.caller.database == table.database
+        ticket = Ticket(
+            session=self.session.number,
+            database=state.oid,
+            generation=generation.number,
+            watermark=generation.watermark,
+            k=self.k,
+            radius=self.radius,
+            params=dict(settings.params),
+            recall=settings.recall,
+            planned=planned,
+            in_own_database=in_own_database,
+            filtered=condition is not None,
+            trace=self.trace,
+        )
+        values = {
+            "ticket": quote_literal(ticket.to_json()),
+            "watermark": f"{generation.watermark:d}",
+            "seen_epoch": f"{generation.seal.epoch:d}",
+        }
+        wanted = None if self.k is None else f"{self.k:d}"
+        by_index = replace(
+            exact, route="index", reason="it is quicker", generation=generation
+        )
+        if not in_own_database:
+            # The caller's transaction begins there when the text is bound: the guard
+            # must still stand. Numbers of transactions cannot be compared: the epoch
+            # that the snapshot sees tells its age.
+            hold_guard(self.instance, self.session, state, from_elsewhere=True)
+            if not _good_for(generation, chain_of(self.session, state), table):
+                return _scan(exact, search, "row ids cannot be held in place now")
+            values["seen_epoch"] = catalog.epoch_expression(state.name)
+        elif wanted is not None and condition is None:
+            stored = stored_text(
+                self.instance,
+                search,
+                self.request.transaction,
+                **values,
+                wanted=wanted,
+            )
+            if stored is not None:
+                return replace(by_index, text=stored)
+        text = index_text(
+            search, **values, wanted=wanted, radius=self.radius, condition=condition
+        )
+        return replace(by_index, text=text)
+
+    def plan_unseen(self, cursor: duckdb.DuckDBPyConnection) -> Plan:
+        """Return the plan for a table that the planner cannot see.
+
+        Such a table is temporary, or was made in the caller's open transaction. Its
+        column has to be named, because nothing can be looked up.
+        """
+        request = self.request
+        parts = parse_collection(request.collection)
+        if request.column_name is None or not _PLAIN_NAME.fullmatch(parts[-1]):
+            raise unknown_table(
+                cursor,
+                parts,
+                "a temporary table, or one of an open transaction, needs column_name",
+            )
+        _check_params(None, request.params, self.k or 1)
+        text = unseen_text(
+            parts,
+            request.column_name,
+            _check_metric(request.metric, None),
+            self.k,
+            self.radius,
+            check_filter(cursor, request.filter),
+        )
+        return Plan(text, "exact", "the table is temporary, or not committed")
+
+
+def _scan(plan: Plan, search: Search, reason: str) -> Plan:
+    """Return the plan with the text of an exact scan."""
+    return replace(plan, text=exact_text(search), search=search, reason=reason)
+
+
+def _beside(search: Search, index: IndexState) -> Search:
+    """Return the search as a scan beside an index needs it.
+
+    The table may be another one than the index was built for, with vectors of another
+    length.
     """
-    planned = standing_of(session, state)
-    column = find_column(table, request.column_name)
-    index = finding.find_index(instance, state, table, column.name)
-    row = index.row if index else None
-    search = Search(
-        table,
-        column,
-        _check_metric(request.metric, index),
-        column.length or (index.row.dimension if index else None),
-        k,
-        condition,
-    )
-    params = _check_params(index, request.params, k)
-    if index is None:
-        return exact_text(search)
-    if condition is not None and instance.selectivities.few_pass(
-        session, state, table, condition, index.row.row_count, search.dimension or 1
-    ):
-        return exact_text(search)
-    generation = _usable_generation(
-        instance, session, state, index, search, params, look
-    )
-    in_own_database = caller.database == table.database
-    oldest = (
-        generation.seal.transaction
-        if in_own_database and generation is not None
-        else state.catalog_seals.get(caller.database, UNSEALED)
-    )
-    if generation is None or request.transaction <= oldest:
-        # The caller's snapshot may be older than the build; or the table may be another
-        # than the one that the index was built for, with vectors of another length.
-        if not index.fits(table):
-            search = replace(search, dimension=column.length)
-        return exact_text(search)
-    built = generation.segments[0].segment.row
-    if index.row is not row or (built.index_type, built.metric) != (
-        row.index_type,
-        row.metric,
-    ):
-        return exact_text(search)  # the index was replaced meanwhile
-    ticket = Ticket(
-        session=session.number,
-        database=state.oid,
-        generation=generation.number,
-        watermark=generation.watermark,
-        k=k,
-        params=params,
-        planned=planned,
-        in_own_database=in_own_database,
-        filtered=condition is not None,
-    )
-    values = {
-        "ticket": quote_literal(ticket.to_json()),
-        "watermark": f"{generation.watermark:d}",
-        "seen_epoch": f"{generation.seal.epoch:d}",
-        "wanted": f"{k:d}",
-    }
-    if not in_own_database:
-        # The caller's transaction begins there when the text is bound: the guard must
-        # still stand. Numbers of transactions cannot be compared: the epoch that the
-        # snapshot sees tells its age.
-        hold_guard(instance, session, state, from_elsewhere=True)
-        if not _good_for(generation, chain_of(session, state), table):
-            return exact_text(search)
-        values["seen_epoch"] = catalog.epoch_expression(state.name)
-        return index_text(search, **values, condition=condition)
-    if condition is None:
-        stored = stored_text(instance, search, request.transaction, **values)
-        if stored is not None:
-            return stored
-    return index_text(search, **values, condition=condition)
+    if index.fits(search.table):
+        return search
+    return replace(search, dimension=search.column.length)
+
+
+def _why_no_index(table: Table) -> str:
+    return "there is no index" if table.kind == "table" else "it is a view"
+
+
+def _check_radius(radius: float | None) -> float:
+    if radius is None or math.isnan(radius):
+        raise QueryError(
+            f"radius = {'NULL' if radius is None else radius} is no number; give the "
+            "largest distance wanted"
+        )
+    return radius
 
 
 def _check_k(text: str | None) -> int:
@@ -228,10 +360,19 @@ def _check_metric(wanted: str | None, index: IndexState | None) -> Metric:
     return metric
 
 
-def _check_params(index: IndexState | None, text: str | None, k: int) -> dict[str, int]:
+def _check_params(index: IndexState | None, text: str | None, k: int) -> SearchSettings:
     given = parse_params(text)
-    kind = get_index_type(index.row.index_type if index else "FLAT")
-    return check_search_params(kind, given, k, index.row.params if index else {})
+    if index is None:
+        return check_search_params(get_index_type("FLAT"), given, k, {})
+    row = index.row
+    kind = get_index_type(row.index_type)
+    return check_target(
+        kind,
+        check_search_params(kind, given, k, row.params),
+        row.params,
+        [segment.row.ladder for segment in index.segments],
+        quote_path((row.table_name, row.column_name)),
+    )
 
 
 def _usable_generation(
@@ -242,19 +383,21 @@ def _usable_generation(
     search: Search,
     params: Mapping[str, int],
     look: Look | None,
-) -> Generation | None:
-    """Return the generation that this search may use, or None for the exact scan.
+) -> Generation | str:
+    """Return the generation that this search may use, or why it has to scan.
 
     Asks for what is missing, a guard or a look at the table, in the background.
     """
     table = search.table
-    if not index.segments or table.hides_rowid:
-        return None
+    if not index.segments:
+        return "nothing is indexed"
+    if table.hides_rowid:
+        return "a column is called rowid"
     if search.dimension is None or search.dimension != index.row.dimension:
-        return None
+        return "the column has another dimension than the index"
     kind = get_index_type(index.row.index_type)
     if kind.compressed and kind.exhaustive(params, index.row.params):
-        return None
+        return "every row is asked for"
     arming = hold_guard(instance, session, state, look)
     if look is not None:
         look.close()  # what follows may have to wait
@@ -264,24 +407,26 @@ def _usable_generation(
         arming.wait_briefly()
         chain = chain_of(session, state)
     if not _good_for(index.generation, chain, table):
-        if chain is None or index.failed == (chain, table.identity):
-            return None
+        if chain is None:
+            return "row ids cannot be held in place now"
+        if index.failed == (chain, table.identity):
+            return "the entries could not be matched to rows"
         background.prepare(instance, state).wait_briefly()
         chain = chain_of(session, state)
     generation = index.generation
     if generation is None or not _good_for(generation, chain, table):
-        return None
+        return "the entries are being matched to rows"
     if not generation.entries:
-        return None
+        return "no entry has a row"
     try:
         for live in generation.segments:
             live.segment.index()
     except ArtifactError as error:
         if live.segment in index.segments:
             index.last_error = str(error)
-        return None
+        return "a file of the index is broken"
     if _too_many_gone(instance, session, state, index, generation, table):
-        return None
+        return "many rows are gone; which ones is being looked up"
     return generation
 
 
@@ -318,26 +463,3 @@ def _too_many_gone(
         return False
     background.refresh(instance, state, index, table).wait_briefly()
     return True
-
-
-def _plan_unseen(cursor: duckdb.DuckDBPyConnection, request: Request, k: int) -> str:
-    """Return the text for a table that the planner cannot see.
-
-    Such a table is temporary, or was made in the caller's open transaction. Its
-    column has to be named, because nothing can be looked up.
-    """
-    parts = parse_collection(request.collection)
-    if request.column_name is None or not _PLAIN_NAME.fullmatch(parts[-1]):
-        raise unknown_table(
-            cursor,
-            parts,
-            "a temporary table, or one of an open transaction, needs column_name",
-        )
-    _check_params(None, request.params, k)
-    return unseen_text(
-        parts,
-        request.column_name,
-        _check_metric(request.metric, None),
-        k,
-        check_filter(cursor, request.filter),
-    )

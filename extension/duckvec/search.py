@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from duckvec.errors import QueryError
 from duckvec.index_types import get_index_type
-from duckvec.index_types.base import Hits
+from duckvec.index_types.base import SegmentIndex
 from duckvec.metrics import Metric, normalize_rows
 from duckvec.selections import SelectedSegment, Selection
 from duckvec.tracking import Generation, LiveSegment
@@ -43,6 +43,8 @@ class Wanted:
             the rest, with "overfetch" for compressed types.
         threads: for a batch; one query is searched by the thread that asks, because
             waking another one takes longer.
+        recall: a target that every segment can meet, in place of its default.
+        radius: the largest distance wanted; then k is not asked for.
     """
 
     metric: Metric
@@ -50,10 +52,12 @@ class Wanted:
     k: int
     params: Mapping[str, int]
     threads: int
+    recall: float | None = None
+    radius: float | None = None
 
     def settings(self, live: LiveSegment) -> dict[str, int]:
         """Return the search parameters for a segment."""
-        return {**live.segment.row.search_params, **self.params}
+        return {**live.segment.row.setting(self.recall), **self.params}
 
     def width(self, live: LiveSegment) -> int:
         """Return how many candidates of a segment hold the k nearest."""
@@ -68,7 +72,7 @@ Candidates = tuple[NDArray[np.int64], NDArray[np.int32]]
 def search_generation(
     generation: Generation, wanted: Wanted, visible_rows: int
 ) -> Candidates:
-    """Return the row ids of candidates that hold the k nearest covered rows.
+    """Return the row ids of candidates that hold the covered rows that are wanted.
 
     Args:
         generation: what to search.
@@ -79,21 +83,23 @@ def search_generation(
     """
     surplus = max(0, generation.covered_rows - visible_rows)
     widths = [wanted.width(live) + surplus for live in generation.segments]
-    entries = generation.entries
-    few = min(widths, default=0) >= entries
-    if few or surplus > MAX_SURPLUS_SHARE * entries:
-        return everything(all_rowids(generation), len(wanted.queries))
     searches = [
         _Search(live, live.alive, width)
         for live, width in zip(generation.segments, widths, strict=True)
     ]
+    if wanted.radius is not None:
+        return _search_range(searches, wanted, wanted.radius)
+    entries = generation.entries
+    few = min(widths, default=0) >= entries
+    if few or surplus > MAX_SURPLUS_SHARE * entries:
+        return everything(all_rowids(generation), len(wanted.queries))
     return _search(searches, wanted, entries, lambda: all_rowids(generation))
 
 
 def search_selection(
     generation: Generation, wanted: Wanted, selection: Selection
 ) -> Candidates:
-    """Return the row ids of candidates that hold the k nearest selected rows.
+    """Return the row ids of candidates that hold the selected rows that are wanted.
 
     Args:
         generation: what to search.
@@ -111,6 +117,8 @@ def search_selection(
         for live, width, each in zip(generation.segments, widths, selected, strict=True)
         if each.count
     ]
+    if wanted.radius is not None:
+        return _search_range(searches, wanted, wanted.radius)
     return _search(searches, wanted, entries, lambda: selection.rowids)
 
 
@@ -156,41 +164,70 @@ def _search(
 def _search_segment(
     search: _Search, queries: NDArray[np.float32], wanted: Wanted
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    live = search.live
-    hits = _search_packed(search, queries, wanted)
-    if hits is None:
-        row = live.segment.row
-        own = get_index_type(row.index_type).clamp_search_params(
-            wanted.settings(live), row.params, search.width
-        )
-        hits = live.segment.index().search(
-            queries,
-            search.width,
-            own,
-            threads=wanted.threads if len(queries) > 1 else 1,
-            allowed=search.allowed,
-        )
-    rowids = live.rowids[hits.positions]  # position -1 reads the last; masked below
+    source = _source(search, wanted)
+    hits = source.index.search(
+        queries,
+        search.width,
+        source.params,
+        threads=_threads(wanted),
+        allowed=source.allowed,
+    )
+    rowids = source.rowids[hits.positions]  # position -1 reads the last; masked below
     rowids[hits.positions < 0] = -1
     return rowids, hits.distances
 
 
-def _search_packed(
-    search: _Search, queries: NDArray[np.float32], wanted: Wanted
-) -> Hits | None:
-    """Search the selected entries' vectors alone, where that is quicker."""
-    selected = search.selected
-    factor = PACKED_FOR_ONE if len(queries) == 1 else PACKED_FOR_MANY
-    if selected is None or selected.count**2 >= factor * len(search.live.rowids):
-        return None
-    packed = selected.packed(wanted.metric)
-    if packed is None:
-        return None
-    index, positions = packed
-    threads = wanted.threads if len(queries) > 1 else 1
-    hits = index.search(queries, search.width, {}, threads=threads)
-    found = np.where(hits.positions < 0, -1, positions[hits.positions])
-    return Hits(found, hits.distances)
+def _search_range(searches: list[_Search], wanted: Wanted, radius: float) -> Candidates:
+    """Return the row ids of all that may be within the radius, in every segment."""
+    queries = wanted.queries
+    if wanted.metric.normalizes:
+        queries = normalize_rows(queries)
+    found, counts = [], []
+    for search in searches:
+        source = _source(search, wanted)
+        inside = source.index.search_range(
+            queries,
+            radius,
+            source.params,
+            threads=_threads(wanted),
+            allowed=source.allowed,
+        )
+        found.append(source.rowids[inside.positions])
+        counts.append(np.diff(inside.offsets))
+    rowids = np.concatenate([np.empty(0, dtype=np.int64), *found])
+    if len(found) > 1:
+        query = np.concatenate([np.repeat(np.arange(len(c)), c) for c in counts])
+        rowids = rowids[np.argsort(query, kind="stable")]
+    return rowids, _offsets(np.sum(counts, axis=0, dtype=np.int64))
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What is searched for a segment: its index, or the packed vectors of a few."""
+
+    index: SegmentIndex
+    params: Mapping[str, int]
+    rowids: NDArray[np.int64]
+    allowed: NDArray[np.bool_] | None
+
+
+def _source(search: _Search, wanted: Wanted) -> _Source:
+    live, selected = search.live, search.selected
+    factor = PACKED_FOR_ONE if len(wanted.queries) == 1 else PACKED_FOR_MANY
+    if selected is not None and selected.count**2 < factor * len(live.rowids):
+        packed = selected.packed(wanted.metric)
+        if packed is not None:
+            index, positions = packed
+            return _Source(index, {}, live.rowids[positions], None)
+    row = live.segment.row
+    params = get_index_type(row.index_type).clamp_search_params(
+        wanted.settings(live), row.params, search.width
+    )
+    return _Source(live.segment.index(), params, live.rowids, search.allowed)
+
+
+def _threads(wanted: Wanted) -> int:
+    return wanted.threads if len(wanted.queries) > 1 else 1
 
 
 def _nearest(

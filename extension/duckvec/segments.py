@@ -27,6 +27,7 @@ from duckvec import paths
 from duckvec.errors import ArtifactError
 from duckvec.index_types import get_index_type
 from duckvec.index_types.base import SegmentIndex
+from duckvec.ladders import Ladder, Measured, setting_for
 from duckvec.metrics import METRICS
 
 MAGIC = b"DUCKVEC\x00"
@@ -41,7 +42,8 @@ _BLOCK_BYTES = 1 << 22
 class SegmentRow:
     """One row of the catalog's table `segments`.
 
-    `search_params` is the default that was measured on this segment.
+    `search_params` is the default that was measured on this segment, and `ladder` what
+    other settings reached there.
     """
 
     segment_id: str
@@ -61,6 +63,13 @@ class SegmentRow:
     library: str
     library_version: str
     build_seconds: float
+    ladder: Ladder = ()
+
+    def setting(self, recall: float | None) -> Mapping[str, int]:
+        """Return the default, or the smallest setting that reached a recall."""
+        if recall is None:
+            return self.search_params
+        return setting_for(self.ladder, recall)
 
 
 def hash_vectors(vectors: NDArray[np.float32]) -> NDArray[np.uint64]:
@@ -253,13 +262,13 @@ def write_segment(
     index: SegmentIndex,
     rowids: NDArray[np.int64],
     hashes: NDArray[np.uint64],
-    measure: Callable[[], Mapping[str, int]],
+    measure: Callable[[], Measured],
 ) -> Segment:
     """Write both files of a new segment whole and durably; return the segment.
 
-    `row` comes with its names; its size, checksum and default search parameters are
-    filled in here. `measure` returns those: it is called once the library has saved its
-    file, while threads flush that file and take its checksum, and may search the index.
+    `row` comes with its names; its size, checksum and measured settings are filled in
+    here. `measure` returns those: it is called once the library has saved its file,
+    while threads flush that file and take its checksum, and may search the index.
     On failure nothing is left behind.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -271,7 +280,7 @@ def write_segment(
         with ThreadPoolExecutor(2, "duckvec-writer") as threads:
             checksum = threads.submit(file_checksum, saved)
             flushed = threads.submit(paths.fsync, saved)
-            search_params = dict(measure())
+            measured = measure()
             flushed.result()
         header = json.dumps(
             {
@@ -305,7 +314,8 @@ def write_segment(
     finished = SegmentRow(
         **{
             **row.__dict__,
-            "search_params": search_params,
+            "search_params": measured.default,
+            "ladder": measured.ladder,
             "size_bytes": index_path.stat().st_size + map_path.stat().st_size,
             "checksum": digest.hex(),
         }

@@ -21,6 +21,7 @@ from duckvec.errors import ArtifactError, ColumnError
 from duckvec.index_types.base import IndexType, SegmentIndex
 from duckvec.instance import Instance
 from duckvec.keeper import Task
+from duckvec.ladders import Measured
 from duckvec.metrics import Metric, normalize_rows_inplace
 from duckvec.policy import segment_capacity
 from duckvec.priority import call_gently
@@ -161,9 +162,15 @@ class SegmentWriter:
             build_seconds=time.perf_counter() - started,
         )
 
-        def measure() -> Mapping[str, int]:
+        def measure() -> Measured:
             return calibrate(
-                kind, built, vectors, order.metric, params, threads=order.threads
+                kind,
+                built,
+                vectors,
+                order.metric,
+                params,
+                threads=order.threads,
+                build_seconds=row.build_seconds,
             )
 
         segment = write_segment(row, self._folder, built, rowids, hashes, measure)

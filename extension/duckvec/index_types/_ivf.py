@@ -39,7 +39,7 @@ from duckvec.index_types.base import (
     stop_if_cancelled,
 )
 from duckvec.metrics import Metric
-from duckvec.parameters import Parameter
+from duckvec.parameters import MEASURED, Parameter
 
 LARGEST_NLIST = 999_999
 POINTS_PER_CENTROID = 39  # fewer, and faiss warns that the centroids are badly trained
@@ -67,7 +67,7 @@ NPROBE = Parameter(
     maximum="nlist",
     allowed=None,
     mandatory=False,
-    default="measured at the build",
+    default=MEASURED,
     description=(
         "How many lists a search looks into; more find more of the nearest and take "
         "longer. nlist looks at every row; often 1 to 10 percent of nlist are enough."

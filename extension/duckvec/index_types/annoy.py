@@ -31,7 +31,7 @@ from duckvec.index_types.base import (
     stop_if_cancelled,
 )
 from duckvec.metrics import Metric
-from duckvec.parameters import Parameter
+from duckvec.parameters import MEASURED, Parameter
 
 SEED = 1
 ROWS_PER_REPORT = 8192
@@ -59,7 +59,7 @@ SEARCH_K = Parameter(
     maximum=None,
     allowed=None,
     mandatory=False,
-    default="measured at the build",
+    default=MEASURED,
     description=(
         "How many candidates a search gathers, at least k; more find more of the "
         "nearest and take longer. -1 is n_trees * k, which is often too few."

@@ -35,7 +35,7 @@ from duckvec.index_types.base import (
     stop_if_cancelled,
 )
 from duckvec.metrics import Metric
-from duckvec.parameters import Parameter
+from duckvec.parameters import MEASURED, Parameter
 
 SEED = 100
 ROWS_PER_ADD = 8192
@@ -77,7 +77,7 @@ EF = Parameter(
     maximum="max(k, 4096)",
     allowed=None,
     mandatory=False,
-    default="measured at the build",
+    default=MEASURED,
     description=(
         "How many candidates a search keeps, at least k; more find more of the nearest "
         "and take longer. Typically 2 to 20 times k."

@@ -40,7 +40,7 @@ from duckvec.index_types.base import (
     stop_if_cancelled,
 )
 from duckvec.metrics import Metric
-from duckvec.parameters import Parameter
+from duckvec.parameters import MEASURED, Parameter
 
 SMALLEST_SEARCH_LENGTH = 10
 LARGEST_SEARCH_LENGTH = 300
@@ -90,7 +90,7 @@ PARAMETERS = (
         maximum=LARGEST_SEARCH_LENGTH,
         allowed=None,
         mandatory=False,
-        default="measured at the build",
+        default=MEASURED,
         description=(
             "How many candidates a search keeps; more find more of the nearest and "
             "take longer. Typically 2 to 10 times k."
