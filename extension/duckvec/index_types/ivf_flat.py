@@ -22,3 +22,7 @@ class IvfFlat(IvfType):
         """Return an untrained IndexIVFFlat."""
         quantizer = faiss.IndexFlat(dimension, metric)
         return faiss.IndexIVFFlat(quantizer, dimension, params["nlist"], metric)
+
+    def code_bytes(self, dimension: int, params: Mapping[str, int]) -> int:
+        """Return the size of the vector itself."""
+        return 4 * dimension
