@@ -224,6 +224,17 @@ def test_nothing_is_written(
     reader.close()
 
 
+@pytest.mark.core
+def test_unloading_takes_both_functions_away(
+    memory: duckdb.DuckDBPyConnection, vectors: Vectors
+) -> None:
+    create_table(memory, vectors)
+    duckvec.unload(memory)
+    for call in ("vector_index_estimate('items', 'FLAT')", "vector_recall('items')"):
+        with pytest.raises(duckdb.CatalogException):
+            memory.execute(f"FROM {call}")
+
+
 def test_a_type_that_says_nothing_gets_a_rough_guess() -> None:
     sketch = Sketch(
         rows=1000,
@@ -289,12 +300,15 @@ MEASURED: list[tuple[str, dict[str, int]]] = [
     not os.access("/proc/self/clear_refs", os.W_OK),
     reason="the highest point of memory can be reset on Linux only",
 )
-def test_builds_need_as_much_memory_as_estimated() -> None:
+def test_builds_need_as_much_memory_as_estimated(tmp_path: Path) -> None:
+    script = tmp_path / "measure.py"  # DuckDB shows progress where there is no file
+    script.write_text(MEASURE, encoding="utf-8")
+    root = str(Path(__file__).parents[1])
     done = subprocess.run(
-        [sys.executable, "-c", MEASURE, json.dumps(MEASURED)],
-        cwd=Path(__file__).parents[1],
+        [sys.executable, str(script), json.dumps(MEASURED)],
         env={
             **os.environ,
+            "PYTHONPATH": root,
             "MALLOC_MMAP_THRESHOLD_": "65536",
             "MALLOC_TRIM_THRESHOLD_": "65536",
         },

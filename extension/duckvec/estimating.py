@@ -36,10 +36,10 @@ ROW_BYTES, MAP_ROW_BYTES = 24, 48
 # their checksums, and distances computed in blocks while search parameters are measured
 # (how many and how much: measured).
 BATCHES, CONSTANT_BYTES, MEASURING_BYTES = 3, 1 << 20, 8 << 20
-# To read, hash, normalise and sync, by component and by row; and to measure search
-# parameters, besides (measured with two threads).
-VALUE_SECONDS, ROW_SECONDS, SEGMENT_SECONDS = 1.5e-8, 5e-7, 0.05
-MEASURE_SECONDS = 3e-9
+# To read, hash, write and sync, by component, row and segment; and to measure search
+# parameters, by component and segment (measured).
+VALUE_SECONDS, ROW_SECONDS, SEGMENT_SECONDS = 1.5e-8, 5e-7, 0.02
+MEASURE_SECONDS, MEASURE_SEGMENT_SECONDS = 2e-8, 0.08
 
 
 @dataclass(frozen=True)
@@ -115,6 +115,7 @@ def _estimate(rows: _Rows) -> dict[str, Any]:
         kept += segment.held_bytes + 8 * own
         size += segment.file_bytes + MAP_BYTES + 16 * own
         seconds += segment.seconds + SEGMENT_SECONDS
+        seconds += MEASURE_SEGMENT_SECONDS if measuring else 0.0
     by_value = VALUE_SECONDS + (MEASURE_SECONDS if measuring else 0.0)
     seconds += count * (ROW_SECONDS + by_value * dimension)
     memory = CONSTANT_BYTES + matrix + highest

@@ -33,9 +33,9 @@ ROWS_PER_REPORT = 8192
 ADDING_SHARE = 0.3
 DEFAULT_NODES_PER_TREE = 500
 LARGEST_SEARCH_K = 2**31 - 1
-# By annoy's metric (annoylib.h): what precedes the vector in a node; the part of it that
-# leaves use for row numbers, too; and how full a leaf is on the average. That would be
-# ln 2 if all sizes between a full leaf and half of that were as likely on a logarithmic
+# By annoy's metric (annoylib.h): what precedes the vector in a node; the part of it
+# that leaves use for row numbers, too; and how full a leaf is on the average. It is
+# ln 2 if all sizes from half a leaf to a full one are as likely on a logarithmic
 # scale, and is less where splits are unequal (measured: 0.51 to 0.70).
 NODES = {
     "euclidean": (16, 8, 0.64),
@@ -43,10 +43,10 @@ NODES = {
     "angular": (12, 8, 0.6),
 }
 GROWTH = 1.3
-# Seconds to add one component from Python; and of one thread for each component of a
-# row, to send it down one level of a tree (measured).
-ADD_SECONDS = 2e-8
-LEVEL_SECONDS = 3e-10
+# Seconds to add one component from Python, and to measure with it; and of one thread to
+# send a row down one level of a tree, and for each component of it (measured).
+ADD_SECONDS = 7e-8
+LEVEL_SECONDS, COMPONENT_SECONDS = 4e-8, 1e-10
 
 N_TREES = Parameter(
     name="n_trees",
@@ -186,7 +186,8 @@ class Annoy(IndexType):
         while grown < nodes:
             grown = max(int((grown + 1) * GROWTH), grown + 1)
         levels = max(1.0, math.log2(leaves))
-        seconds = LEVEL_SECONDS * trees * levels * sketch.values / sketch.threads
+        sorting = LEVEL_SECONDS + COMPONENT_SECONDS * sketch.dimension
+        seconds = rows * trees * levels * sorting / sketch.threads
         return Estimate(
             nodes * node,
             0,

@@ -47,9 +47,9 @@ LARGEST_WIDENED_EF = 32_768
 # mutex, and an entry of the hash table of labels; and once for all, 65,536 mutexes.
 ROW_BYTES = 8 + 4 + 40 + 56
 LOCKS_BYTES = 65_536 * 40
-# Seconds of one thread to weigh one candidate, and for each component of it (measured).
-CANDIDATE_SECONDS = 2.5e-8
-COMPONENT_SECONDS = 3e-10
+# Seconds of one thread to weigh one candidate, and for each component of it, in a graph
+# of so many rows; in larger ones more of them lie outside of caches (measured).
+CANDIDATE_SECONDS, COMPONENT_SECONDS, CACHED_ROWS = 1e-7, 2.2e-9, 20_000
 
 M = Parameter(
     name="M",
@@ -219,7 +219,8 @@ class Hnsw(IndexType):
         graph = 96 + distinct * (record + 4) + higher
         numbers, copies = copies_bytes(sketch.rows, distinct)
         held = graph + distinct * (ROW_BYTES + 2 * sketch.threads) + LOCKS_BYTES
-        weighed = distinct * params["efConstruction"] * (m / 16) ** 0.5
+        weighed = distinct * (params["efConstruction"] + 40) * (m / 16) ** 0.2
+        weighed *= max(1.0, distinct / CACHED_ROWS) ** 0.5
         seconds = weighed * (CANDIDATE_SECONDS + COMPONENT_SECONDS * sketch.dimension)
         return Estimate(
             graph + numbers,

@@ -26,9 +26,10 @@ ROUNDS = 25
 ROWS_PER_ADD = 32_768
 TABULATED_LENGTH = 16
 # Seconds of one thread to compare a part of a row with one value, and for each
-# component of it (measured).
-COMPARE_SECONDS = 1.2e-9
-COMPONENT_SECONDS = 4e-11
+# component of it; for as few components in all parts together as this, faiss takes
+# another, slower way, and coding by distances takes as long (measured, faiss 1.15.1).
+COMPARE_SECONDS, COMPONENT_SECONDS = 1.7e-10, 1.6e-11
+SLOW_SECONDS, SLOW_VALUES = 2.8e-9, 140_000
 M = Parameter(
     name="m",
     phase="build",
@@ -103,7 +104,9 @@ class IvfPq(IvfType):
             table = 0
         added = min(sketch.rows, ROWS_PER_ADD)
         distances = 4 * added * m * values if part >= TABULATED_LENGTH else 0
-        compared = (ROUNDS * trained + sketch.rows) * m * values
+        fast = COMPARE_SECONDS + COMPONENT_SECONDS * part
+        learning = SLOW_SECONDS if trained * part < SLOW_VALUES else fast
+        coding = SLOW_SECONDS if distances else fast
         return Training(
             file_bytes=learnt + HEADER_BYTES,
             held_bytes=learnt + table,
@@ -112,7 +115,7 @@ class IvfPq(IvfType):
             + learnt
             + table,
             adding_bytes=added * (length + m) + distances,
-            seconds=compared * (COMPARE_SECONDS + COMPONENT_SECONDS * part),
+            seconds=m * values * (ROUNDS * trained * learning + sketch.rows * coding),
         )
 
     def open_flags(self, faiss: Any, params: Mapping[str, int]) -> int:

@@ -58,7 +58,7 @@ LISTS_SLACK = 1.3  # what inverted lists take, of their entries
 FOUND_BYTES, ROWS_PER_PRODUCT = 40, 1024
 # Seconds of one thread: for each component of one comparison in a product of matrices;
 # and to weigh one candidate, and for each component of it (measured).
-PRODUCT_SECONDS, WEIGH_SECONDS, COMPONENT_SECONDS = 6e-11, 2e-8, 2e-10
+PRODUCT_SECONDS, WEIGH_SECONDS, COMPONENT_SECONDS = 2.5e-11, 1.4e-8, 1.5e-10
 SMALLEST_GRAPH = 128  # faiss fails to link fewer rows; they are stored without a graph
 
 
@@ -261,7 +261,7 @@ class Nsg(IndexType):
         if numbers:
             building += vectors + copies  # the distinct rows are copied first
         compared = rows if is_exact else LISTS_PROBED * rows**0.5
-        weighed = params["search_length"] * params["knng"] + places * links
+        weighed = params["search_length"] * params["knng"] + links * links
         seconds = rows * (
             compared * sketch.dimension * PRODUCT_SECONDS
             + weighed * (WEIGH_SECONDS + COMPONENT_SECONDS * sketch.dimension)
