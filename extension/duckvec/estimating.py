@@ -35,7 +35,7 @@ ROW_BYTES, MAP_ROW_BYTES = 24, 48
 # Batches of rows on their way from DuckDB stay allocated; files are read in blocks for
 # their checksums, and distances computed in blocks while search parameters are measured
 # (how many and how much: measured).
-BATCHES, CONSTANT_BYTES, MEASURING_BYTES = 3, 1 << 20, 8 << 20
+BATCHES, CONSTANT_BYTES, MEASURING_BYTES = 3, 1 << 20, 5 << 20
 # To read, hash, write and sync, by component, row and segment; and to measure search
 # parameters, by component and segment (measured).
 VALUE_SECONDS, ROW_SECONDS, SEGMENT_SECONDS = 1.5e-8, 5e-7, 0.02
