@@ -6,13 +6,8 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from duckvec.index_types._faiss import HEADER_BYTES
-from duckvec.index_types._ivf import (
-    NLIST,
-    NPROBE,
-    IvfType,
-    Training,
-    residual_bytes,
-)
+from duckvec.index_types._ivf import NLIST, NPROBE, IvfType
+from duckvec.index_types._ivf_estimate import Training, residual_bytes
 from duckvec.index_types.base import Sketch
 from duckvec.parameters import Parameter
 

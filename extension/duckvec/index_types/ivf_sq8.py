@@ -5,13 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from duckvec.index_types._ivf import (
-    NLIST,
-    NPROBE,
-    IvfType,
-    Training,
-    scalar_training,
-)
+from duckvec.index_types._ivf import NLIST, NPROBE, IvfType
+from duckvec.index_types._ivf_estimate import Training, scalar_training
 from duckvec.index_types.base import Sketch
 from duckvec.parameters import Parameter
 

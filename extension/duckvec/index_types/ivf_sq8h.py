@@ -9,14 +9,8 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from duckvec.index_types._ivf import (
-    NLIST,
-    NPROBE,
-    IvfSegment,
-    IvfType,
-    Training,
-    scalar_training,
-)
+from duckvec.index_types._ivf import NLIST, NPROBE, IvfSegment, IvfType
+from duckvec.index_types._ivf_estimate import Training, scalar_training
 from duckvec.index_types.base import Sketch
 from duckvec.metrics import Metric
 from duckvec.parameters import Parameter

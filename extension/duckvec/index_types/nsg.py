@@ -57,7 +57,9 @@ LISTS_SLACK = 1.3  # what inverted lists take, of their entries
 # faiss compares with a block of them at once (utils/distances.cpp).
 FOUND_BYTES, ROWS_PER_PRODUCT = 40, 1024
 # Seconds of one thread: for each component of one comparison in a product of matrices;
-# and to weigh one candidate, and for each component of it (measured).
+# and to weigh one candidate, and for each component of it, in a graph of so many rows;
+# in larger ones more of them lie outside of caches (measured).
+CACHED_ROWS = 20_000
 PRODUCT_SECONDS, WEIGH_SECONDS, COMPONENT_SECONDS = 2.5e-11, 1.4e-8, 1.5e-10
 SMALLEST_GRAPH = 128  # faiss fails to link fewer rows; they are stored without a graph
 
@@ -262,6 +264,7 @@ class Nsg(IndexType):
             building += vectors + copies  # the distinct rows are copied first
         compared = rows if is_exact else LISTS_PROBED * rows**0.5
         weighed = params["search_length"] * params["knng"] + links * links
+        weighed *= max(1.0, rows / CACHED_ROWS) ** 0.5
         seconds = rows * (
             compared * sketch.dimension * PRODUCT_SECONDS
             + weighed * (WEIGH_SECONDS + COMPONENT_SECONDS * sketch.dimension)
