@@ -5,24 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import duckdb
-
 from duckvec import manage
-from duckvec.errors import VectorIndexError
 from duckvec.instance import Instance
 from duckvec.manage import CreateRequest
 from duckvec.sessions import find_session
 from duckvec.states import Session
 from duckvec.tables import Caller
-from duckvec.udfs.registry import udf
+from duckvec.udfs.registry import FAILURES, udf
 
 _ROW = """STRUCT(
     collection VARCHAR, column_name VARCHAR, index_type VARCHAR, metric VARCHAR,
     params VARCHAR, dimension INTEGER, row_count BIGINT, segment_count INTEGER,
     size_bytes BIGINT, build_seconds DOUBLE
 )"""
-# What a build or a drop can meet: each arrives in SQL as its own sentence.
-FAILURES = (VectorIndexError, duckdb.Error, OSError, RuntimeError, MemoryError)
 _RESULT = f'STRUCT(error VARCHAR, "row" {_ROW})'
 
 

@@ -12,7 +12,8 @@ from duckvec.errors import ArtifactError, QueryError, VectorIndexError
 from duckvec.finding import is_looked_into
 from duckvec.guards import still_guarded
 from duckvec.metrics import METRICS
-from duckvec.planner import Request, plan_search
+from duckvec.planner import plan_search
+from duckvec.requests import Request
 from duckvec.search import (
     Candidates,
     Wanted,

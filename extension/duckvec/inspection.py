@@ -11,6 +11,7 @@ from duckvec import background, finding, moves
 from duckvec.index_types import INDEX_TYPES
 from duckvec.instance import Instance
 from duckvec.metrics import METRICS
+from duckvec.reader import usable_condition
 from duckvec.sql_text import quote_identifier, quote_path
 from duckvec.states import DatabaseState, IndexState, Session
 from duckvec.tables import (
@@ -193,13 +194,7 @@ def _counts(
     dimension = index.row.dimension
     usable = "true"
     if dimension is not None:
-        values = f"{vector}::{column.element}[]"
-        usable = (
-            f"len({values}) = {dimension:d} AND list_count({values}) = {dimension:d} "
-            f"AND isfinite(list_sum({values}))"
-        )
-        if METRICS[index.row.metric].normalizes:  # zeros have no direction
-            usable += f" AND (list_max({values}) <> 0 OR list_min({values}) <> 0)"
+        usable = usable_condition(column, dimension, METRICS[index.row.metric])
     generation = index.generation if index.is_for(table) else None
     watermark = generation.watermark if generation else -1
     above = "true" if table.hides_rowid else f"rowid > {watermark:d}"

@@ -23,8 +23,13 @@ from duckvec.tables import read_only
 logger = logging.getLogger("duckvec")
 
 # Imported by name: the engine does not depend on the functions that call it.
-_UDF_MODULES = ("duckvec.udfs.search", "duckvec.udfs.manage", "duckvec.udfs.inspect")
-_MACRO_FILES = ("search", "manage", "inspect")
+_UDF_MODULES = (
+    "duckvec.udfs.search",
+    "duckvec.udfs.manage",
+    "duckvec.udfs.inspect",
+    "duckvec.udfs.measure",
+)
+_MACRO_FILES = ("search", "manage", "inspect", "measure")
 
 _lock = threading.Lock()
 _instances: dict[int, Instance] = {}

@@ -72,23 +72,9 @@ def create(
     Raises:
         VectorIndexError: the request cannot be met; the sentence says why.
     """
-    kind = get_index_type(request.index_type or "")
-    metric = parse_metric(request.metric or "L2")
-    size = request.index_file_size
-    if size is None or not MIN_FILE_SIZE <= size <= MAX_FILE_SIZE:
-        raise ParameterError(
-            f"index_file_size = {'NULL' if size is None else size} is outside "
-            f"[{MIN_FILE_SIZE}, {MAX_FILE_SIZE}] MB"
-        )
-    given = parse_params(request.params)
-    table, column, state = _target(
-        instance, session, request.collection, request.column_name, caller, "indexed"
-    )
-    length = column.length
-    if length is None:
-        length = _known_dimension(session, table, column)
-    params = check_build_params(kind, given, length)
-    order = Order(table, column, kind, metric, params, size, instance.threads)
+    order, state = check_request(instance, session, request, caller)
+    table, kind = order.table, order.index_type
+    _require_writable(instance, table, state, "indexed")
     kind.library_version()  # a missing library shows before anything is written
     finding.settle(instance, state).wait()
     _ensure_catalog(instance, state)
@@ -108,6 +94,33 @@ def create(
         row: dict[str, Any] = task.wait()
     background.watch(instance)
     return row
+
+
+def check_request(
+    instance: Instance, session: Session, request: CreateRequest, caller: Caller
+) -> tuple[Order, DatabaseState]:
+    """Return what to build, and in which database; it need not be writable.
+
+    Raises:
+        VectorIndexError: no such index can be built; the sentence says why.
+    """
+    kind = get_index_type(request.index_type or "")
+    metric = parse_metric(request.metric or "L2")
+    size = request.index_file_size
+    if size is None or not MIN_FILE_SIZE <= size <= MAX_FILE_SIZE:
+        raise ParameterError(
+            f"index_file_size = {'NULL' if size is None else size} is outside "
+            f"[{MIN_FILE_SIZE}, {MAX_FILE_SIZE}] MB"
+        )
+    given = parse_params(request.params)
+    table, column, state = _find_target(
+        instance, session, request.collection, request.column_name, caller, "indexed"
+    )
+    length = column.length
+    if length is None:
+        length = _known_dimension(session, table, column)
+    params = check_build_params(kind, given, length)
+    return Order(table, column, kind, metric, params, size, instance.threads), state
 
 
 def compact(
@@ -265,6 +278,26 @@ def _target(
         NotIndexableError: no index can be kept for it.
         ReadOnlyError: its database is open for reading only.
     """
+    table, column, state = _find_target(
+        instance, session, collection, column_name, caller, verb
+    )
+    _require_writable(instance, table, state, verb)
+    return table, column, state
+
+
+def _find_target(
+    instance: Instance,
+    session: Session,
+    collection: str | None,
+    column_name: str | None,
+    caller: Caller,
+    verb: str,
+) -> tuple[Table, VectorColumn, DatabaseState]:
+    """Return a table, its column and its database, if its rows can be indexed.
+
+    Raises:
+        NotIndexableError: they cannot.
+    """
     with read_only(session.cursor()) as cursor:
         table = require_table(cursor, collection, caller)
         column = find_column(table, column_name)
@@ -289,6 +322,18 @@ def _target(
             f'column "{column.name}" of {table.label} is generated: its vectors change '
             f"in place, and cannot be {verb}; vector_search scans it exactly"
         )
+    return table, column, state
+
+
+def _require_writable(
+    instance: Instance, table: Table, state: DatabaseState, verb: str
+) -> None:
+    """Check that index files and catalog rows can be written.
+
+    Raises:
+        NotIndexableError: the files would not be encrypted.
+        ReadOnlyError: the database is open for reading only.
+    """
     if state.read_only:
         raise ReadOnlyError(
             f'database "{state.name}" is open read-only, so that {table.label} cannot '
@@ -299,7 +344,6 @@ def _target(
             f'database "{state.name}" is encrypted and artifacts are not; name a safe '
             "place with load(con, directory=…)"
         )
-    return table, column, state
 
 
 def _known_dimension(

@@ -7,7 +7,6 @@ table and adds the tail.
 
 from __future__ import annotations
 
-import math
 import re
 import time
 from collections.abc import Mapping
@@ -20,22 +19,17 @@ from duckvec import background, catalog, finding
 from duckvec.chains import chain_of
 from duckvec.errors import (
     ArtifactError,
-    QueryError,
-    shorten,
 )
 from duckvec.filters import check_filter
 from duckvec.guards import Look, begin_look, hold_guard, standing_of
 from duckvec.index_types import get_index_type
 from duckvec.instance import Instance
-from duckvec.ladders import check_target
-from duckvec.metrics import METRICS, Metric, parse_metric
-from duckvec.parameters import SearchSettings, check_search_params, parse_params
+from duckvec.parameters import SearchSettings
 from duckvec.plan_text import Search, exact_text, index_text, unseen_text
+from duckvec.requests import Request, check_k, check_metric, check_params, check_radius
 from duckvec.sql_text import (
     parse_collection,
-    quote_identifier,
     quote_literal,
-    quote_path,
 )
 from duckvec.states import DatabaseState, IndexState, Session
 from duckvec.stored_plans import stored_text
@@ -50,7 +44,6 @@ from duckvec.tables import (
 from duckvec.tickets import Ticket
 from duckvec.tracking import UNSEALED, Generation, Standing
 
-MAX_K = 16384
 # DuckDB reads files by names with dots and slashes where no table has them.
 _PLAIN_NAME = re.compile(r"[\w $-]+")
 # More rows than this share of an index gone since the last look: an exact scan serves
@@ -61,24 +54,6 @@ REFRESH_ROWS = 64
 SURPLUS_SECONDS = 0.25
 
 Route = Literal["exact", "allowed rows", "index"]
-
-
-@dataclass(frozen=True)
-class Request:
-    """What a search asks for, as it came from SQL.
-
-    `k` is that of a search for the k nearest; `radius` that of a range search.
-    """
-
-    collection: str | None
-    k: str | None
-    params: str | None
-    filter: str | None
-    column_name: str | None
-    metric: str | None
-    transaction: int
-    is_range: bool = False
-    radius: float | None = None
 
 
 @dataclass(frozen=True)
@@ -103,6 +78,18 @@ class Plan:
     generation: Generation | None = None
     settings: SearchSettings = field(default_factory=lambda: SearchSettings({}))
 
+    @property
+    def params(self) -> dict[str, int]:
+        """The search parameters in effect: the most thorough of all segments."""
+        if self.index is None or self.settings.recall is None:
+            own = [self.index.row.search_params] if self.index else []
+        else:
+            recall = self.settings.recall
+            own = [segment.row.setting(recall) for segment in self.index.segments]
+        names = {name for setting in own for name in setting}
+        most = {name: max(s[name] for s in own if name in s) for name in sorted(names)}
+        return {**most, **self.settings.params}
+
 
 def plan_search(
     instance: Instance,
@@ -125,9 +112,9 @@ def plan_search(
     """
     k, radius = None, None
     if request.is_range:
-        radius = _check_radius(request.radius)
+        radius = check_radius(request.radius)
     else:
-        k = _check_k(request.k)
+        k = check_k(request.k)
     planner = _Planner(instance, session, request, caller, k, radius, trace)
     looked_up = instance.lookups.recall(request.collection, caller)
     condition = request.filter
@@ -178,13 +165,13 @@ class _Planner:
         search = Search(
             table,
             column,
-            _check_metric(request.metric, index),
+            check_metric(request.metric, index),
             column.length or (index.row.dimension if index else None),
             self.k,
             self.radius,
             request.filter,
         )
-        settings = _check_params(index, request.params, self.k or 1)
+        settings = check_params(index, request.params, self.k or 1)
         exact = Plan("", "exact", "", search, index, None, settings)
         if index is None or row is None:
             return _scan(exact, search, _why_no_index(table))
@@ -293,11 +280,11 @@ class _Planner:
                 parts,
                 "a temporary table, or one of an open transaction, needs column_name",
             )
-        _check_params(None, request.params, self.k or 1)
+        check_params(None, request.params, self.k or 1)
         text = unseen_text(
             parts,
             request.column_name,
-            _check_metric(request.metric, None),
+            check_metric(request.metric, None),
             self.k,
             self.radius,
             check_filter(cursor, request.filter),
@@ -323,56 +310,6 @@ def _beside(search: Search, index: IndexState) -> Search:
 
 def _why_no_index(table: Table) -> str:
     return "there is no index" if table.kind == "table" else "it is a view"
-
-
-def _check_radius(radius: float | None) -> float:
-    if radius is None or math.isnan(radius):
-        raise QueryError(
-            f"radius = {'NULL' if radius is None else radius} is no number; give the "
-            "largest distance wanted"
-        )
-    return radius
-
-
-def _check_k(text: str | None) -> int:
-    try:
-        k = 0 if text is None else int(text)
-    except ValueError:
-        raise QueryError(
-            f"k = {shorten(text or '')} is no integer; give one in [1, {MAX_K}]"
-        ) from None
-    if not 1 <= k <= MAX_K:
-        raise QueryError(f"k = {text or 'NULL'} is outside [1, {MAX_K}]")
-    return k
-
-
-def _check_metric(wanted: str | None, index: IndexState | None) -> Metric:
-    own = METRICS[index.row.metric] if index else METRICS["L2"]
-    if wanted is None:
-        return own
-    metric = parse_metric(wanted)
-    if index is not None and index.segments and metric is not own:
-        raise QueryError(
-            f"the index on {quote_identifier(index.row.table_name)} is built for "
-            f"metric {own.name}, not {metric.name}; leave metric out, or create the "
-            "index with the other metric"
-        )
-    return metric
-
-
-def _check_params(index: IndexState | None, text: str | None, k: int) -> SearchSettings:
-    given = parse_params(text)
-    if index is None:
-        return check_search_params(get_index_type("FLAT"), given, k, {})
-    row = index.row
-    kind = get_index_type(row.index_type)
-    return check_target(
-        kind,
-        check_search_params(kind, given, k, row.params),
-        row.params,
-        [segment.row.ladder for segment in index.segments],
-        quote_path((row.table_name, row.column_name)),
-    )
 
 
 def _usable_generation(

@@ -61,6 +61,18 @@ def find_dimension(
     return None if row[0] is None else int(row[0])
 
 
+def usable_condition(column: VectorColumn, dimension: int, metric: Metric) -> str:
+    """Return the SQL condition of the rows whose vectors an index can hold."""
+    values = f"{quote_identifier(column.name)}::{column.element}[]"
+    usable = (
+        f"len({values}) = {dimension:d} AND list_count({values}) = {dimension:d} "
+        f"AND isfinite(list_sum({values}))"
+    )
+    if metric.normalizes:  # zeros have no direction
+        usable += f" AND (list_max({values}) <> 0 OR list_min({values}) <> 0)"
+    return usable
+
+
 def require_equal_lengths(
     cursor: duckdb.DuckDBPyConnection,
     table: Table,

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from duckvec.errors import ArtifactError, MissingLibraryError
 
+HEADER_BYTES = 64  # what faiss writes of an index besides its arrays, roughly
+
 
 def load_faiss(index_type: str) -> Any:
     """Import faiss, which takes a third of a second the first time."""

@@ -112,6 +112,13 @@ def append_numbers(path: Path, numbers: NDArray[np.int32] | None) -> None:
             file.write(numbers.astype(STORED).tobytes() + MARK)
 
 
+def copies_bytes(rows: int, distinct: int) -> tuple[int, int]:
+    """Return what the numbers of repeated rows take: in the file, and in memory."""
+    if distinct >= rows:
+        return 0, 0
+    return rows * STORED.itemsize + len(MARK), rows * 12 + distinct * 8
+
+
 def read_numbers(path: Path, rows: int) -> tuple[NDArray[np.int32] | None, int]:
     """Return what append_numbers wrote, None if nothing, and the length before it."""
     size = path.stat().st_size

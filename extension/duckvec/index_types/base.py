@@ -31,6 +31,9 @@ return more than k where the order of the last ones is a matter of rounding.
 What it promises of a range search: whatever DuckDB finds within the radius, among the
 rows that its settings let it look at, and all of it where they are exhaustive. Too
 many positions do no harm.
+
+What it should know: how large its files and its builds get (`estimate`). A type that
+leaves this out gets a rough guess.
 """
 
 from __future__ import annotations
@@ -71,6 +74,56 @@ class Hits:
 
     positions: NDArray[np.int64]
     distances: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Sketch:
+    """What can be known of a segment's rows before it is built.
+
+    Attributes:
+        rows: how many there are, at least one.
+        dimension: their length.
+        metric: how they will be compared.
+        threads: how many threads the library will use.
+        count_distinct: counts the different rows; it reads all of them.
+        draw: returns so many rows at random (s, d), or all where there are fewer, as
+            a build is given them.
+    """
+
+    rows: int
+    dimension: int
+    metric: Metric
+    threads: int
+    count_distinct: Callable[[], int]
+    draw: Callable[[int], NDArray[np.float32]]
+
+    @property
+    def vector_bytes(self) -> int:
+        """Bytes of one vector."""
+        return 4 * self.dimension
+
+    @property
+    def values(self) -> int:
+        """How many components all rows have together."""
+        return self.rows * self.dimension
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """How large a segment and its build will be.
+
+    Attributes:
+        file_bytes: size of the file that `save` writes.
+        held_bytes: memory of the built index, without what it maps once it is saved.
+        build_bytes: memory at the highest point of the build, the index included, the
+            vectors that it is given not.
+        seconds: how long the build takes on the threads of the sketch; rough.
+    """
+
+    file_bytes: int
+    held_bytes: int
+    build_bytes: int
+    seconds: float
 
 
 class SegmentIndex(ABC):
@@ -216,6 +269,18 @@ class IndexType(ABC):
         """Return the parameters that this many rows can be built with."""
         del rows, dimension
         return dict(params)
+
+    def estimate(self, params: Mapping[str, int], sketch: Sketch) -> Estimate:
+        """Return how large a segment with these effective params will be.
+
+        A type that says nothing is taken to keep its vectors whole with 32 links of 4
+        bytes each, and to need as much again while it builds; its time is that of a
+        graph with 200 candidates a row.
+        """
+        del params
+        held = sketch.rows * (sketch.vector_bytes + 128)
+        seconds = sketch.rows * 200 * (5e-8 + 5e-10 * sketch.dimension)
+        return Estimate(held, held, 2 * held, seconds / sketch.threads)
 
     @abstractmethod
     def build(

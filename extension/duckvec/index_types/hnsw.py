@@ -18,6 +18,7 @@ from duckvec.index_types._range import cuts, sampled_longest, search_range_widen
 from duckvec.index_types._rows import (
     Copies,
     append_numbers,
+    copies_bytes,
     read_numbers,
     repeated_rows,
 )
@@ -25,11 +26,13 @@ from duckvec.index_types._setting import SharedSetting
 from duckvec.index_types._widening import search_widening
 from duckvec.index_types.base import (
     Cancelled,
+    Estimate,
     Hits,
     IndexType,
     InRange,
     Progress,
     SegmentIndex,
+    Sketch,
     geometric_steps,
     report,
     stop_if_cancelled,
@@ -43,6 +46,13 @@ DEFAULT_EF = 128
 SMALLEST_EF = 16
 LARGEST_EF = 4096
 LARGEST_WIDENED_EF = 32_768
+# What hnswlib keeps of a row besides its record (hnswalg.h): a pointer, a level, a
+# mutex, and an entry of the hash table of labels; and once for all, 65,536 mutexes.
+ROW_BYTES = 8 + 4 + 40 + 56
+LOCKS_BYTES = 65_536 * 40
+# Seconds of one thread to weigh one candidate, and for each component of it, in a graph
+# of so many rows; in larger ones more of them lie outside of caches (measured).
+CANDIDATE_SECONDS, COMPONENT_SECONDS, CACHED_ROWS = 1e-7, 2.2e-9, 20_000
 
 M = Parameter(
     name="M",
@@ -235,6 +245,30 @@ class Hnsw(IndexType):
     library: ClassVar[str] = "hnswlib"
     extra: ClassVar[str | None] = "hnsw"
     parameters: ClassVar[tuple[Parameter, ...]] = (M, EF_CONSTRUCTION, EF)
+
+    def estimate(self, params: Mapping[str, int], sketch: Sketch) -> Estimate:
+        """Return the sizes of the graph over the distinct rows.
+
+        The file (hnswalg.h, saveIndex) holds for each of them 2 M links, the vector, a
+        label, and a length; and M links for each higher layer it is in, which one of M
+        rows reaches, and of those one of M the next. All of it lies in memory. A list
+        of two bytes a row marks for each thread what it visited.
+        """
+        distinct, m = sketch.count_distinct(), params["M"]
+        record = 8 * m + 4 + sketch.vector_bytes + 8
+        higher = distinct * (4 * m + 4) // (m - 1)
+        graph = 96 + distinct * (record + 4) + higher
+        numbers, copies = copies_bytes(sketch.rows, distinct)
+        held = graph + distinct * (ROW_BYTES + 2 * sketch.threads) + LOCKS_BYTES
+        weighed = distinct * (params["efConstruction"] + 40) * (m / 16) ** 0.2
+        weighed *= max(1.0, distinct / CACHED_ROWS) ** 0.5
+        seconds = weighed * (CANDIDATE_SECONDS + COMPONENT_SECONDS * sketch.dimension)
+        return Estimate(
+            graph + numbers,
+            held + copies,
+            held + copies,
+            seconds / sketch.threads,
+        )
 
     def build(
         self,

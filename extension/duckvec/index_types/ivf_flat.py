@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from duckvec.index_types._ivf import NLIST, NPROBE, IvfType
+from duckvec.index_types._ivf import NLIST, IvfType
+from duckvec.index_types._ivf_segment import NPROBE
 from duckvec.parameters import Parameter
 
 
@@ -22,3 +23,7 @@ class IvfFlat(IvfType):
         """Return an untrained IndexIVFFlat."""
         quantizer = faiss.IndexFlat(dimension, metric)
         return faiss.IndexIVFFlat(quantizer, dimension, params["nlist"], metric)
+
+    def code_bytes(self, dimension: int, params: Mapping[str, int]) -> int:
+        """Return the size of the vector itself."""
+        return 4 * dimension

@@ -5,11 +5,27 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from duckvec.index_types._ivf import NLIST, NPROBE, IvfType
+from duckvec.index_types._faiss import HEADER_BYTES
+from duckvec.index_types._ivf import NLIST, IvfType
+from duckvec.index_types._ivf_estimate import Training, residual_bytes
+from duckvec.index_types._ivf_segment import NPROBE
+from duckvec.index_types.base import Sketch
 from duckvec.parameters import Parameter
 
 MOST_BITS = 8
 LARGEST_TABLE_BYTES = 64 * 2**20
+# faiss learns from so many rows for each value of a code, in so many rounds
+# (Clustering.h), adds so many rows at once (IndexIVFPQ.cpp), and computes their
+# distances to all values first where parts are so long (ProductQuantizer.cpp).
+ROWS_PER_VALUE = 256
+ROUNDS = 25
+ROWS_PER_ADD = 32_768
+TABULATED_LENGTH = 16
+# Seconds of one thread to compare a part of a row with one value, and for each
+# component of it; for as few components in all parts together as this, faiss takes
+# another, slower way, and coding by distances takes as long (measured, faiss 1.15.1).
+COMPARE_SECONDS, COMPONENT_SECONDS = 1.7e-10, 1.6e-11
+SLOW_SECONDS, SLOW_VALUES = 2.8e-9, 140_000
 M = Parameter(
     name="m",
     phase="build",
@@ -68,6 +84,40 @@ class IvfPq(IvfType):
         if _table_is_too_large(params):
             index.use_precomputed_table = -1
         return index
+
+    def code_bytes(self, dimension: int, params: Mapping[str, int]) -> int:
+        """Return the size of a code, m numbers of 8 bits."""
+        return -(-params["m"] * params["nbits"] // 8)
+
+    def training(self, params: Mapping[str, int], sketch: Sketch) -> Training:
+        """Return what the values of the codes take, and the table of distances.
+
+        faiss cuts residuals into m parts and learns 2^nbits values for each. Where a
+        part has 16 components or more, it computes the distances of the rows of an
+        `add` to all values at once: far more memory than the vectors.
+        """
+        m, values, length = params["m"], 1 << params["nbits"], sketch.vector_bytes
+        part = sketch.dimension // m
+        learnt = values * length
+        trained = min(sketch.rows, ROWS_PER_VALUE * values)
+        table = 4 * params["nlist"] * m * values
+        if sketch.metric.is_similarity or _table_is_too_large(params):
+            table = 0
+        added = min(sketch.rows, ROWS_PER_ADD)
+        distances = 4 * added * m * values if part >= TABULATED_LENGTH else 0
+        fast = COMPARE_SECONDS + COMPONENT_SECONDS * part
+        learning = SLOW_SECONDS if trained * part < SLOW_VALUES else fast
+        coding = SLOW_SECONDS if distances else fast
+        return Training(
+            file_bytes=learnt + HEADER_BYTES,
+            held_bytes=learnt + table,
+            training_bytes=residual_bytes(sketch, ROWS_PER_VALUE * values)
+            + trained * (4 * part + 12)
+            + learnt
+            + table,
+            adding_bytes=added * (length + m) + distances,
+            seconds=m * values * (ROUNDS * trained * learning + sketch.rows * coding),
+        )
 
     def open_flags(self, faiss: Any, params: Mapping[str, int]) -> int:
         """Leave out the table of distances that faiss computes while opening."""

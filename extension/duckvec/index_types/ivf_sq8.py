@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from duckvec.index_types._ivf import NLIST, NPROBE, IvfType
+from duckvec.index_types._ivf import NLIST, IvfType
+from duckvec.index_types._ivf_estimate import Training, scalar_training
+from duckvec.index_types._ivf_segment import NPROBE
+from duckvec.index_types.base import Sketch
 from duckvec.parameters import Parameter
 
 
@@ -28,3 +31,11 @@ class IvfSq8(IvfType):
             faiss.ScalarQuantizer.QT_8bit,
             metric,
         )
+
+    def code_bytes(self, dimension: int, params: Mapping[str, int]) -> int:
+        """Return a byte for each component."""
+        return dimension
+
+    def training(self, params: Mapping[str, int], sketch: Sketch) -> Training:
+        """Return what it takes to learn the range of each component."""
+        return scalar_training(sketch)

@@ -9,8 +9,11 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from duckvec.index_types._ivf import NLIST, NPROBE, IvfSegment, IvfType
+from duckvec.index_types._ivf import NLIST, IvfType
+from duckvec.index_types._ivf_estimate import Training, scalar_training
+from duckvec.index_types._ivf_segment import NPROBE, IvfSegment
 from duckvec.index_types._quantised import Errors
+from duckvec.index_types.base import Sketch
 from duckvec.metrics import Metric
 from duckvec.parameters import Parameter
 
@@ -127,6 +130,14 @@ class IvfSq8h(IvfType):
             faiss.ScalarQuantizer.QT_8bit,
             metric,
         )
+
+    def code_bytes(self, dimension: int, params: Mapping[str, int]) -> int:
+        """Return a byte for each component."""
+        return dimension
+
+    def training(self, params: Mapping[str, int], sketch: Sketch) -> Training:
+        """Return what it takes to learn the range of each component."""
+        return scalar_training(sketch)
 
     def segment(
         self,

@@ -12,17 +12,24 @@ from numpy.typing import NDArray
 
 from duckvec.errors import ArtifactError
 from duckvec.index_types._faiss import (
+    HEADER_BYTES,
     faiss_threads,
     load_faiss,
     map_index,
     note,
     write_index,
 )
-from duckvec.index_types._nsg_build import build_graph
+from duckvec.index_types._nsg_build import (
+    LARGEST_EXHAUSTIVE,
+    LISTS_PROBED,
+    ROWS_PER_BLOCK,
+    build_graph,
+)
 from duckvec.index_types._range import cuts, sampled_longest, search_range_widening
 from duckvec.index_types._rows import (
     Copies,
     append_numbers,
+    copies_bytes,
     read_numbers,
     repeated_rows,
 )
@@ -30,11 +37,13 @@ from duckvec.index_types._setting import SharedSetting
 from duckvec.index_types._widening import search_widening
 from duckvec.index_types.base import (
     Cancelled,
+    Estimate,
     Hits,
     IndexType,
     InRange,
     Progress,
     SegmentIndex,
+    Sketch,
     geometric_steps,
     report,
     stop_if_cancelled,
@@ -45,6 +54,16 @@ from duckvec.parameters import MEASURED, Parameter
 SMALLEST_SEARCH_LENGTH = 10
 LARGEST_SEARCH_LENGTH = 300
 LARGEST_WIDENED_LENGTH = 32_768
+DRAWN_ROWS = 2048
+LISTS_SLACK = 1.3  # what inverted lists take, of their entries
+# Of each neighbour found, while they are put in order (measured); and how many rows
+# faiss compares with a block of them at once (utils/distances.cpp).
+FOUND_BYTES, ROWS_PER_PRODUCT = 40, 1024
+# Seconds of one thread: for each component of one comparison in a product of matrices;
+# and to weigh one candidate, and for each component of it, in a graph of so many rows;
+# in larger ones more of them lie outside of caches (measured).
+CACHED_ROWS = 20_000
+PRODUCT_SECONDS, WEIGH_SECONDS, COMPONENT_SECONDS = 2.5e-11, 1.4e-8, 1.5e-10
 SMALLEST_GRAPH = 128  # faiss fails to link fewer rows; they are stored without a graph
 
 
@@ -252,6 +271,74 @@ class Nsg(IndexType):
         """Lower what counts other rows to the rows there are."""
         most = max(1, rows - 1)
         return {name: min(value, most) for name, value in params.items()}
+
+    def estimate(self, params: Mapping[str, int], sketch: Sketch) -> Estimate:
+        """Return the sizes of the graph over the distinct rows.
+
+        The file (index_write.cpp, write_NSG) holds their vectors, and for each the
+        links that it uses, 4 bytes each, and an end mark; in memory every row has
+        places for out_degree links. How many are used, and whether out_degree has to
+        be doubled, is a matter of the data: a graph of rows that are drawn tells.
+
+        A build (`build_graph`) keeps a second copy of the vectors to find neighbours
+        in, knng numbers of 8 bytes for each row, and then faiss's own copy, links with
+        their distances, and a mutex a row (NSG.cpp, link).
+        """
+        rows, wide = sketch.count_distinct(), sketch.vector_bytes
+        numbers, copies = copies_bytes(sketch.rows, rows)
+        vectors = rows * wide
+        if rows < SMALLEST_GRAPH:
+            flat = HEADER_BYTES + vectors
+            return Estimate(flat + numbers, vectors + copies, 2 * vectors + copies, 0.0)
+        places, links = self._links_of_drawn(params, sketch)
+        places = min(places, rows - 1)
+        is_exact = rows <= LARGEST_EXHAUSTIVE
+        nearest = vectors if is_exact else int(LISTS_SLACK * (vectors + 8 * rows))
+        neighbours = 8 * rows * params["knng"]
+        block = min(rows, ROWS_PER_BLOCK)
+        finding = block * (params["knng"] + 1) * FOUND_BYTES
+        if is_exact:
+            finding += 4 * block * min(rows, ROWS_PER_PRODUCT)
+        linking = vectors + rows * (8 * places + 40 + 4)
+        held = vectors + 4 * places * rows + copies
+        building = nearest + neighbours + max(finding, linking)
+        if numbers:
+            building += vectors + copies  # the distinct rows are copied first
+        compared = rows if is_exact else LISTS_PROBED * rows**0.5
+        weighed = params["search_length"] * params["knng"] + links * links
+        weighed *= max(1.0, rows / CACHED_ROWS) ** 0.5
+        seconds = rows * (
+            compared * sketch.dimension * PRODUCT_SECONDS
+            + weighed * (WEIGH_SECONDS + COMPONENT_SECONDS * sketch.dimension)
+        )
+        return Estimate(
+            2 * HEADER_BYTES + vectors + int(rows * 4 * (links + 1)) + numbers,
+            held,
+            max(building, held),
+            seconds / sketch.threads,
+        )
+
+    def _links_of_drawn(
+        self, params: Mapping[str, int], sketch: Sketch
+    ) -> tuple[int, float]:
+        """Return how many places for links rows have, and how many they use.
+
+        Measured on a graph of some rows: that they lie farther from each other than in
+        the whole changes their number of links little.
+        """
+        drawn = sketch.draw(DRAWN_ROWS)
+        numbers = repeated_rows(drawn)
+        if numbers is not None:
+            drawn = drawn[Copies.of(numbers).first()]
+        if len(drawn) < SMALLEST_GRAPH:
+            return params["out_degree"], params["out_degree"]
+        faiss = load_faiss(self.name)
+        own = self.effective_params(params, *drawn.shape)
+        kind = getattr(faiss, sketch.metric.faiss)
+        with faiss_threads(faiss, sketch.threads):
+            index = build_graph(faiss, drawn, kind, own, None, None)
+        written = len(faiss.serialize_index(index)) - 2 * HEADER_BYTES - drawn.nbytes
+        return int(index.nsg.R), max(1.0, written / (4 * len(drawn)) - 1)
 
     def build(
         self,
