@@ -55,3 +55,36 @@ FROM query(
         current_setting('search_path')
     )
 );
+
+-- vector_explain
+
+CREATE OR REPLACE TEMP MACRO vector_explain(
+    collection,
+    query,
+    k := 10,
+    params := NULL,
+    filter := NULL,
+    column_name := NULL
+) AS TABLE
+WITH __query AS (SELECT query AS vector),
+result AS MATERIALIZED (
+    FROM query(
+        __duckvec_plan_explained(
+            {session},
+            collection,
+            k::VARCHAR,
+            to_json(params),
+            filter,
+            column_name,
+            txid_current()::BIGINT,
+            current_database(),
+            current_schema(),
+            current_setting('search_path')
+        )
+    )
+),
+rows AS MATERIALIZED (
+    SELECT __duckvec_explained({session}, trace, result_rows, tail_rows) AS "row"
+    FROM result
+)
+SELECT unnest("row") FROM rows;

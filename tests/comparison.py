@@ -7,7 +7,7 @@ DuckDB: `ORDER BY … LIMIT` is where its late materialization may go wrong.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import duckdb
@@ -66,13 +66,22 @@ class Subject:
 
     def call(self, query: str, k: int, where: str | None) -> str:
         """Return the call of vector_search."""
+        rest = self._named(where)
+        return f"vector_search({quote_literal(self.path)}, {query}, {k:d}{rest})"
+
+    def range_call(self, query: str, radius: str, where: str | None) -> str:
+        """Return the call of vector_range_search."""
+        rest = self._named(where)
+        path = quote_literal(self.path)
+        return f"vector_range_search({path}, {query}, {radius}{rest})"
+
+    def _named(self, where: str | None) -> str:
         named = dict(self.options)
         if self.params is not None:
             named["params"] = json.dumps(self.params)
         if where is not None:
             named["filter"] = where
-        rest = "".join(f", {n} := {quote_literal(v)}" for n, v in named.items())
-        return f"vector_search({quote_literal(self.path)}, {query}, {k:d}{rest})"
+        return "".join(f", {n} := {quote_literal(v)}" for n, v in named.items())
 
 
 @dataclass(frozen=True)
@@ -178,6 +187,51 @@ def check_plain(
         {"query": query},
     ).fetchall()
     return compare(found, read_truth(con, subject, query, where), k, subject)
+
+
+def check_range(
+    con: duckdb.DuckDBPyConnection,
+    subject: Subject,
+    query: list[float],
+    rank: int,
+    where: str | None = None,
+) -> float:
+    """Compare a range search with exact SQL; return the share of the rows found.
+
+    Args:
+        con: the session.
+        subject: what is searched.
+        query: the vector.
+        rank: about how many rows are within the radius.
+        where: a filter.
+    """
+    truth = read_truth(con, subject, query, where)
+    radius = _radius(np.sort(truth.distances), rank)
+    within = truth.distances <= radius
+    inside = Truth(truth.ids[within], truth.prices[within], truth.distances[within])
+    call = subject.range_call(f"$query::{subject.element}[]", "$radius", where)
+    found = con.execute(
+        f"SELECT id, {quote_identifier(subject.price)}, distance FROM {call}",
+        {"query": query, "radius": radius},
+    ).fetchall()
+    if subject.exhaustive or not len(inside.ids):
+        compare(found, inside, len(inside.ids), subject)
+        if len(found) != len(inside.ids):
+            raise Mismatch(f"{len(found)} rows are within {radius}, in place of none")
+        return 1.0
+    compare(found, inside, len(found), replace(subject, exhaustive=False))
+    return len(found) / len(inside.ids)
+
+
+def _radius(distances: NDArray[np.float64], rank: int) -> float:
+    """Return a radius that no distance is near, with about so many distances inside."""
+    if not len(distances):
+        return 1.0
+    edges = np.concatenate([[distances[0] - 1], distances, [distances[-1] + 1]])
+    gaps = np.diff(edges) > 4 * TOLERANCE * (1 + np.abs(edges[1:]))
+    choices = np.flatnonzero(gaps)
+    at = choices[np.argmin(np.abs(choices - rank))]
+    return float((edges[at] + edges[at + 1]) / 2)
 
 
 def check_joined(

@@ -27,6 +27,7 @@ from tests.comparison import (
     Subject,
     check_joined,
     check_plain,
+    check_range,
     goes_by_index,
 )
 from tests.upkeep import let_background_end
@@ -314,15 +315,22 @@ class World:
             )
         query = self.query(table)
         what = f"s{self.sessions.index(session)} {subject.call('…', k, where)}"
+        ranged = not joined and "metric" not in subject.options and rng.random() < 0.2
+        if ranged:
+            k = int(rng.choice([0, 1, 10, 400]))
+            subject = with_ef(subject, 10)
+            what = f"range of about {what}"
         try:
-            if joined:
+            if ranged:
+                recall = check_range(session.con, subject, query, k, where)
+            elif joined:
                 name = f"queries{table.dimension}"
                 recall = check_joined(
                     session.con, subject, self.full_name(name), k, where
                 )
             else:
                 recall = check_plain(session.con, subject, query, k, where)
-            if rng.random() < 0.1:
+            if not ranged and rng.random() < 0.1:
                 way = goes_by_index(session.con, subject, query, k, where)
                 kind = "filtered" if where else "sampled"
                 self.counts[f"{kind} plans: {'index' if way else 'scan'}"] += 1
@@ -340,6 +348,7 @@ class World:
                 f"{kind} {what} (index {index}; query {query}): {error}"
             ) from None
         kind = "joined" if joined else "filtered" if where else "plain"
+        kind = "range" if ranged else kind
         self.counts[f"{kind} searches compared"] += 1
         if not subject.exhaustive:
             self.recalls.append(recall)

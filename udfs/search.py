@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import logging
+import time
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from duckvec.errors import ArtifactError, QueryError, VectorIndexError
+from duckvec.explaining import explained_text, explanation
 from duckvec.finding import is_looked_into
 from duckvec.guards import still_guarded
+from duckvec.instance import Instance
 from duckvec.metrics import METRICS
-from duckvec.planner import plan_search
+from duckvec.planner import search_text
 from duckvec.requests import Request
 from duckvec.search import (
     Candidates,
     Wanted,
+    entries_visited,
     everything,
     search_generation,
     search_selection,
@@ -24,11 +30,19 @@ from duckvec.search import (
 from duckvec.selections import Selection
 from duckvec.sessions import find_session
 from duckvec.sql_text import quote_literal
+from duckvec.states import Session
 from duckvec.tables import Caller
 from duckvec.tickets import Ticket
+from duckvec.tracking import Generation
 from duckvec.udfs.registry import udf
 
 logger = logging.getLogger("duckvec")
+
+_EXPLANATION = """STRUCT(
+    route VARCHAR, reason VARCHAR, index_type VARCHAR, params VARCHAR, segments BIGINT,
+    entries_visited BIGINT, tail_rows BIGINT, candidates BIGINT, result_rows BIGINT,
+    plan_ms DOUBLE, index_ms DOUBLE, join_ms DOUBLE, total_ms DOUBLE
+)"""
 
 
 @udf(
@@ -54,7 +68,8 @@ def plan(
     search_path: str,
 ) -> str:
     """Return the SQL text of a search, or one that raises the sentence of an error."""
-    return _plan(
+    return _text(
+        search_text,
         Request(collection, k, params, filter, column_name, metric, transaction),
         Caller(session, database, schema, search_path),
     )
@@ -82,7 +97,8 @@ def plan_range(
     search_path: str,
 ) -> str:
     """Return the SQL text of a range search, or of the sentence of an error."""
-    return _plan(
+    return _text(
+        search_text,
         Request(
             collection,
             None,
@@ -98,10 +114,53 @@ def plan_range(
     )
 
 
-def _plan(request: Request, caller: Caller) -> str:
+@udf(
+    "__duckvec_plan_explained",
+    (
+        *("INTEGER", "VARCHAR", "VARCHAR", "VARCHAR", "VARCHAR", "VARCHAR", "BIGINT"),
+        *("VARCHAR", "VARCHAR", "VARCHAR"),
+    ),
+    "VARCHAR",
+    side_effects=False,
+)
+def plan_explained(
+    session: int,
+    collection: str | None,
+    k: str | None,
+    params: str | None,
+    filter: str | None,
+    column_name: str | None,
+    transaction: int,
+    database: str,
+    schema: str,
+    search_path: str,
+) -> str:
+    """Return the SQL text of a search whose rows are counted, for `explained`."""
+    return _text(
+        explained_text,
+        Request(collection, k, params, filter, column_name, None, transaction),
+        Caller(session, database, schema, search_path),
+    )
+
+
+@udf("__duckvec_explained", ("INTEGER", "BIGINT", "BIGINT", "BIGINT"), _EXPLANATION)
+def explained(
+    session: int, trace: int, result_rows: int, tail_rows: int | None
+) -> dict[str, Any]:
+    """Return the row of a search that ran in this statement."""
+    _, own = find_session(session)
+    return explanation(own, trace, result_rows, tail_rows)
+
+
+def _text(
+    plan: Callable[[Instance, Session, Request, Caller], str],
+    request: Request,
+    caller: Caller,
+) -> str:
+    """Return the text of a plan, or one that raises the sentence of an error."""
     try:
         instance, session = find_session(caller.session)
-        return plan_search(instance, session, request, caller).text
+        return plan(instance, session, request, caller)
     except VectorIndexError as error:
         # Raised here it would arrive with the words of the function call around it.
         return f"FROM query(error({quote_literal(str(error))}))"
@@ -186,8 +245,41 @@ def hits(
 def _find(
     order: Ticket, queries: NDArray[np.float32], covered: int, seen_epoch: int
 ) -> Candidates:
+    """Return the candidates of a search, and note in its trace what was done."""
     instance, session = find_session(order.session)
     selection = session.selections.find(covered) if order.filtered else None
+    trace = session.traces.find(order.trace)
+    if trace is None:
+        return _candidates(
+            order, instance, session, selection, queries, covered, seen_epoch
+        )
+    started = time.perf_counter()
+    try:
+        rowids, offsets = _candidates(
+            order, instance, session, selection, queries, covered, seen_epoch
+        )
+    finally:
+        trace.index_seconds += time.perf_counter() - started
+    trace.candidates += len(rowids)
+    if selection is not None:
+        trace.took_all = len(rowids) >= len(selection.rowids) * len(queries)
+    found = instance.generation(order.generation)
+    if found is not None and not trace.took_all:
+        generation = found[0]
+        wanted = _wanted(order, instance, generation, queries)
+        trace.entries_visited = entries_visited(generation, wanted, selection)
+    return rowids, offsets
+
+
+def _candidates(
+    order: Ticket,
+    instance: Instance,
+    session: Session,
+    selection: Selection | None,
+    queries: NDArray[np.float32],
+    covered: int,
+    seen_epoch: int,
+) -> Candidates:
     found = instance.generation(order.generation)
     if found is not None:
         known = is_looked_into(found[1])  # which may take the generation away
@@ -208,16 +300,7 @@ def _find(
         )
     if found is not None:
         generation, index = found
-        metric = METRICS[generation.segments[0].segment.row.metric]
-        wanted = Wanted(
-            metric,
-            queries,
-            order.k or 1,
-            order.params,
-            instance.threads,
-            order.recall,
-            order.radius,
-        )
+        wanted = _wanted(order, instance, generation, queries)
         try:
             if selection is not None:
                 return search_selection(generation, wanted, selection)
@@ -229,3 +312,21 @@ def _find(
     if selection is not None:
         return everything(selection.rowids, len(queries))
     return everything(np.arange(order.watermark + 1, dtype=np.int64), len(queries))
+
+
+def _wanted(
+    order: Ticket,
+    instance: Instance,
+    generation: Generation,
+    queries: NDArray[np.float32],
+) -> Wanted:
+    metric = METRICS[generation.segments[0].segment.row.metric]
+    return Wanted(
+        metric,
+        queries,
+        order.k or 1,
+        order.params,
+        instance.threads,
+        order.recall,
+        order.radius,
+    )

@@ -141,6 +141,12 @@ def _covered(target: Target, ticket: str, watermark: str, condition: str | None)
                 """
 
 
+def tail_text(search: Search, watermark: int) -> str:
+    """Return the query for how many rows of the tail a search scans."""
+    text = f"SELECT count(*) FROM {search.table.path} WHERE rowid > {watermark:d}"
+    return text if search.filter is None else f"{text} AND (\n{search.filter}\n)"
+
+
 def unseen_text(
     parts: tuple[str, ...],
     column_name: str,

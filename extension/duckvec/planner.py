@@ -54,6 +54,7 @@ REFRESH_ROWS = 64
 SURPLUS_SECONDS = 0.25
 
 Route = Literal["exact", "allowed rows", "index"]
+FEW_PASS = "few rows pass the filter"
 
 
 @dataclass(frozen=True)
@@ -136,6 +137,13 @@ def plan_search(
         look.close()
 
 
+def search_text(
+    instance: Instance, session: Session, request: Request, caller: Caller
+) -> str:
+    """Return the SQL text that answers a search; see `plan_search`."""
+    return plan_search(instance, session, request, caller).text
+
+
 @dataclass(frozen=True)
 class _Planner:
     """One search being planned; the fields are those of `plan_search`, checked."""
@@ -184,7 +192,7 @@ class _Planner:
             search.dimension or 1,
         ):
             few = replace(exact, route="allowed rows")
-            return _scan(few, search, "few rows pass the filter")
+            return _scan(few, search, FEW_PASS)
         generation = _usable_generation(
             self.instance, session, state, index, search, settings.params, look
         )
@@ -241,7 +249,7 @@ class _Planner:
         }
         wanted = None if self.k is None else f"{self.k:d}"
         by_index = replace(
-            exact, route="index", reason="it is quicker", generation=generation
+            exact, route="index", reason="there is an index", generation=generation
         )
         if not in_own_database:
             # The caller's transaction begins there when the text is bound: the guard

@@ -64,6 +64,26 @@ class Wanted:
         return self.k * self.settings(live).get("overfetch", 1)
 
 
+def entries_visited(
+    generation: Generation, wanted: Wanted, selection: Selection | None
+) -> int | None:
+    """Return how many vectors the search of a generation compares, at least.
+
+    None where a library does not tell.
+    """
+    queries = wanted.queries
+    if wanted.metric.normalizes:
+        queries = normalize_rows(queries)
+    total = 0
+    for search in _searches(generation, wanted, 0, selection):
+        source = _source(search, wanted)
+        visited = source.index.entries_visited(queries, source.params, source.allowed)
+        if visited is None:
+            return None
+        total += visited
+    return total
+
+
 Candidates = tuple[NDArray[np.int64], NDArray[np.int32]]
 """Row ids (total,) of all queries one after another, and (nq + 1,) offsets into them.
 """
@@ -82,15 +102,11 @@ def search_generation(
             fetched on top.
     """
     surplus = max(0, generation.covered_rows - visible_rows)
-    widths = [wanted.width(live) + surplus for live in generation.segments]
-    searches = [
-        _Search(live, live.alive, width)
-        for live, width in zip(generation.segments, widths, strict=True)
-    ]
+    searches = _searches(generation, wanted, surplus, None)
     if wanted.radius is not None:
         return _search_range(searches, wanted, wanted.radius)
     entries = generation.entries
-    few = min(widths, default=0) >= entries
+    few = min((search.width for search in searches), default=0) >= entries
     if few or surplus > MAX_SURPLUS_SHARE * entries:
         return everything(all_rowids(generation), len(wanted.queries))
     return _search(searches, wanted, entries, lambda: all_rowids(generation))
@@ -112,11 +128,7 @@ def search_selection(
     few = FEW_SELECTED if len(wanted.queries) == 1 else 0
     if selected is None or entries <= max(few, min(widths, default=0)):
         return everything(selection.rowids, len(wanted.queries))
-    searches = [
-        _Search(live, each.allowed, width, each)
-        for live, width, each in zip(generation.segments, widths, selected, strict=True)
-        if each.count
-    ]
+    searches = _searches(generation, wanted, 0, selection)
     if wanted.radius is not None:
         return _search_range(searches, wanted, wanted.radius)
     return _search(searches, wanted, entries, lambda: selection.rowids)
@@ -130,6 +142,23 @@ class _Search:
     allowed: NDArray[np.bool_] | None
     width: int
     selected: SelectedSegment | None = None
+
+
+def _searches(
+    generation: Generation, wanted: Wanted, surplus: int, selection: Selection | None
+) -> list[_Search]:
+    """Return a search of each segment; of those where any entry is selected."""
+    if selection is None:
+        return [
+            _Search(live, live.alive, wanted.width(live) + surplus)
+            for live in generation.segments
+        ]
+    selected = selection.segments(generation) or ()
+    return [
+        _Search(live, each.allowed, wanted.width(live), each)
+        for live, each in zip(generation.segments, selected, strict=False)
+        if each.count
+    ]
 
 
 def _search(

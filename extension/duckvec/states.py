@@ -23,6 +23,7 @@ from duckvec.keeper import Task
 from duckvec.segments import Segment
 from duckvec.selections import Selections
 from duckvec.tables import Table
+from duckvec.traces import Traces
 from duckvec.tracking import Generation, Guard, Mark
 
 # What a tiny commit of ours adds to the log: 135 bytes on DuckDB 2.0, 132 on 1.5, more
@@ -55,6 +56,7 @@ class Session:
         self.connection = weakref.ref(connection)
         self.guards: dict[int, Guard] = {}
         self.selections = Selections()
+        self.traces = Traces()
         # How many guards of each database ended before they could safely.
         self.losses: collections.Counter[int] = collections.Counter()
         self._asked_at = time.monotonic()

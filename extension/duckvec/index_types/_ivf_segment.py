@@ -87,12 +87,8 @@ class IvfSegment(SegmentIndex):
         50 to 0.5 % allowed).
         """
         nlist = int(self._index.nlist)
-        nprobe = min(params.get("nprobe", default_nprobe(nlist)), nlist)
-        total = self.rows
-        if allowed is not None:
-            total = int(np.count_nonzero(allowed))
-            part = max(total, 1) / self.rows
-            nprobe = min(nlist, round(nprobe / part**0.5))
+        total = self.rows if allowed is None else int(np.count_nonzero(allowed))
+        nprobe = self._nprobe(params, total)
         chosen = selector(self._faiss, allowed)
         with faiss_threads(self._faiss, threads):
             if nprobe == nlist and self._exact:
@@ -109,6 +105,22 @@ class IvfSegment(SegmentIndex):
         distances = self._metric.distances(raw)
         distances[ids < 0] = np.inf
         return Hits(ids, distances)
+
+    def entries_visited(
+        self,
+        queries: NDArray[np.float32],
+        params: Mapping[str, int],
+        allowed: NDArray[np.bool_] | None = None,
+    ) -> int | None:
+        """Return how many allowed rows the lists of the first look hold."""
+        total = self.rows if allowed is None else int(np.count_nonzero(allowed))
+        nprobe = self._nprobe(params, total)
+        _, nearest = self._index.quantizer.search(queries, nprobe)
+        lists = self._lists_of_rows()
+        if allowed is not None:
+            lists = lists[allowed]
+        sizes = np.bincount(lists, minlength=int(self._index.nlist))
+        return int(sizes[nearest].sum())
 
     def search_range(
         self,
@@ -186,6 +198,13 @@ class IvfSegment(SegmentIndex):
     def close(self) -> None:
         """Let go of lists and centroids."""
         self._index = None
+
+    def _nprobe(self, params: Mapping[str, int], total: int) -> int:
+        """Return how many lists to look into where so many rows are allowed."""
+        nlist = int(self._index.nlist)
+        nprobe = min(params.get("nprobe", default_nprobe(nlist)), nlist)
+        part = max(total, 1) / self.rows
+        return min(nlist, int(nprobe / part**0.5 + 0.5))
 
     def _probe(
         self,

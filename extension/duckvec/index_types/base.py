@@ -193,6 +193,23 @@ class SegmentIndex(ABC):
         cut = radius + UNKNOWN_ROUNDING * scale
         return search_range_widening(nearest, queries, cut, self.rows, allowed)
 
+    def entries_visited(
+        self,
+        queries: NDArray[np.float32],
+        params: Mapping[str, int],
+        allowed: NDArray[np.bool_] | None = None,
+    ) -> int | None:
+        """Return how many vectors a search of these queries compares, at least.
+
+        None where the library does not tell.
+
+        Args:
+            queries: (nq, d).
+            params: search parameters, as those of `search`.
+            allowed: (rows,), True for the positions that may be returned.
+        """
+        return None
+
     def reach(
         self,
         queries: NDArray[np.float32],

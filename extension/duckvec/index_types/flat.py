@@ -100,6 +100,16 @@ class FlatSegment(SegmentIndex):
         """Return the size of the packed copy, 0 where it is mapped."""
         return 0 if self._mapped else self.rows * self.dimension * 4
 
+    def entries_visited(
+        self,
+        queries: NDArray[np.float32],
+        params: Mapping[str, int],
+        allowed: NDArray[np.bool_] | None = None,
+    ) -> int | None:
+        """Return all that are allowed, for each query."""
+        allowed_rows = self.rows if allowed is None else int(np.count_nonzero(allowed))
+        return len(queries) * allowed_rows
+
     def close(self) -> None:
         """Let go of the vectors."""
         self._index = None
