@@ -254,11 +254,12 @@ def load(
     """Load duckvec into a DuckDB connection or cursor, and return a handle.
 
     Installs the SQL functions `create_vector_index`, `drop_vector_index`,
-    `vector_compact`, `vector_search`, `vector_indexes`, `vector_index_segments`,
-    `vector_index_types`, `vector_index_estimate` and `vector_recall` as temporary
-    macros of this connection. Idempotent and cheap; leaves nothing in the database.
-    Each connection and each cursor that wants the functions is loaded; all loads of
-    one instance share one state.
+    `vector_compact`, `vector_search`, `vector_range_search`, `vector_explain`,
+    `vector_indexes`, `vector_index_segments`, `vector_index_types`,
+    `vector_index_estimate` and `vector_recall` as temporary macros of this connection.
+    Idempotent and cheap; leaves nothing in the database. Each connection and each
+    cursor that wants the functions is loaded; all loads of one instance share one
+    state.
 
     Args:
         con: a connection to a file, in memory, or read-only; or a cursor.
