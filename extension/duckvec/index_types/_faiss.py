@@ -42,6 +42,15 @@ def faiss_threads(faiss: Any, threads: int) -> Iterator[None]:
         faiss.omp_set_num_threads(before)
 
 
+def multiplied_from(faiss: Any, dimension: int) -> int:
+    """Return from how many queries on an IndexFlat multiplies matrices.
+
+    faiss 1.15 counts the components of all queries, older ones the queries.
+    """
+    threshold = int(faiss.cvar.distance_compute_blas_threshold)
+    return -(-threshold // dimension) if threshold > 1000 else threshold
+
+
 def selector(faiss: Any, allowed: NDArray[np.bool_] | None) -> Any:
     """Return a faiss selector of the allowed positions, None for all."""
     if allowed is None:

@@ -231,7 +231,7 @@ class IvfSegment(SegmentIndex):
             ),
             total=total,
             longest=self._longest,
-            multiplies=False,
+            multiplied_from=None,
             can_reconstruct=False,
         )
 

@@ -16,6 +16,7 @@ from duckvec.index_types._faiss import (
     faiss_threads,
     load_faiss,
     map_index,
+    multiplied_from,
     note,
     selector,
     write_index,
@@ -126,13 +127,14 @@ class FlatSegment(SegmentIndex):
 
     def _exhaustive(self, allowed: NDArray[np.bool_] | None) -> ExactSearch:
         chosen = selector(self._faiss, allowed)
+        product = multiplied_from(self._faiss, self.dimension)
         return ExactSearch(
             index=self._index,
             metric=self._metric,
             parameters=chosen and self._faiss.SearchParameters(sel=chosen),
             total=self.rows if allowed is None else int(np.count_nonzero(allowed)),
             longest=self._longest,
-            multiplies=True,
+            multiplied_from=None if chosen else product,
             can_reconstruct=True,
         )
 
