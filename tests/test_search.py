@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import duckdb
 import numpy as np
 import pytest
 
 import duckvec
+from duckvec.index_types._ivf_segment import IvfSegment
 from tests.data import (
     EXHAUSTIVE,
     PARAMS,
@@ -325,3 +328,25 @@ def test_vectors_of_nulls_in_a_list_column_are_not_found(
     memory.execute("INSERT INTO t VALUES (-1, [NULL, NULL])")
     found = memory.execute("SELECT id FROM vector_search('t', [3, 3], 1)").fetchall()
     assert found == [(3,)]
+
+
+def test_joins_use_the_threads_that_duckdb_is_set_to(
+    con: duckdb.DuckDBPyConnection, vectors: Vectors, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create_table(con, vectors)
+    create(con, "IVF_FLAT")
+    used: list[int] = []
+    original = IvfSegment.search
+
+    def spy(self: IvfSegment, *arguments: Any, **options: Any) -> Any:
+        used.append(options["threads"])
+        return original(self, *arguments, **options)
+
+    monkeypatch.setattr(IvfSegment, "search", spy)
+    for threads in (1, 3):
+        used.clear()
+        con.execute(f"SET threads = {threads}")
+        con.execute(
+            "SELECT count(*) FROM items AS q, vector_search('items', q.embedding, 2)"
+        ).fetchall()
+        assert set(used) == {threads}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -195,7 +196,7 @@ def select(
 
 @udf(
     "__duckvec_hits",
-    ("VARCHAR", "FLOAT[]", "BIGINT", "BIGINT"),
+    ("VARCHAR", "FLOAT[]", "BIGINT", "BIGINT", "BIGINT"),
     "BIGINT[]",
     arrow=True,
 )
@@ -204,6 +205,7 @@ def hits(
     vector: pa.ChunkedArray,
     covered: pa.ChunkedArray,
     seen_epoch: pa.ChunkedArray,
+    threads: pa.ChunkedArray,
 ) -> pa.Array:
     """Return the row ids of the candidates of each query vector.
 
@@ -217,6 +219,7 @@ def hits(
         covered: how many rows up to the watermark the caller's snapshot sees; with a
             filter, the number of the selection of those that pass.
         seen_epoch: the epoch of the table's database in the caller's snapshot.
+        threads: how many the library may use for a batch.
 
     Raises:
         QueryError: a component is not finite, or the search's guard was lost.
@@ -233,7 +236,10 @@ def hits(
             "the query holds NULL, NaN or an infinite value; give finite numbers"
         )
     order = Ticket.from_json(ticket[0].as_py())
-    rowids, offsets = _find(order, queries, covered[0].as_py(), seen_epoch[0].as_py())
+    looked_for = _LookedFor(
+        queries, covered[0].as_py(), seen_epoch[0].as_py(), threads[0].as_py()
+    )
+    rowids, offsets = _find(order, looked_for)
     if vectors.null_count:
         counts = np.zeros(len(vectors), dtype=np.int32)
         counts[vectors.is_valid().to_numpy(zero_copy_only=False)] = np.diff(offsets)
@@ -242,32 +248,38 @@ def hits(
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(rowids))
 
 
-def _find(
-    order: Ticket, queries: NDArray[np.float32], covered: int, seen_epoch: int
-) -> Candidates:
+@dataclass(frozen=True)
+class _LookedFor:
+    """The arguments of one call of `hits`, besides the ticket."""
+
+    queries: NDArray[np.float32]
+    covered: int
+    seen_epoch: int
+    threads: int
+
+
+def _find(order: Ticket, looked_for: _LookedFor) -> Candidates:
     """Return the candidates of a search, and note in its trace what was done."""
     instance, session = find_session(order.session)
-    selection = session.selections.find(covered) if order.filtered else None
+    selection = None
+    if order.filtered:
+        selection = session.selections.find(looked_for.covered)
     trace = session.traces.find(order.trace)
     if trace is None:
-        return _candidates(
-            order, instance, session, selection, queries, covered, seen_epoch
-        )
+        return _candidates(order, instance, session, selection, looked_for)
     started = time.perf_counter()
     try:
-        rowids, offsets = _candidates(
-            order, instance, session, selection, queries, covered, seen_epoch
-        )
+        rowids, offsets = _candidates(order, instance, session, selection, looked_for)
     finally:
         trace.index_seconds += time.perf_counter() - started
     trace.candidates += len(rowids)
     if selection is not None:
-        trace.took_all = len(rowids) >= len(selection.rowids) * len(queries)
+        most = len(selection.rowids) * len(looked_for.queries)
+        trace.took_all = len(rowids) >= most
     found = instance.generation(order.generation)
     if found is not None and not trace.took_all:
-        generation = found[0]
-        wanted = _wanted(order, instance, generation, queries)
-        trace.entries_visited = entries_visited(generation, wanted, selection)
+        wanted = _wanted(order, found[0], looked_for)
+        trace.entries_visited = entries_visited(found[0], wanted, selection)
     return rowids, offsets
 
 
@@ -276,15 +288,13 @@ def _candidates(
     instance: Instance,
     session: Session,
     selection: Selection | None,
-    queries: NDArray[np.float32],
-    covered: int,
-    seen_epoch: int,
+    looked_for: _LookedFor,
 ) -> Candidates:
     found = instance.generation(order.generation)
     if found is not None:
         known = is_looked_into(found[1])  # which may take the generation away
         found = instance.generation(order.generation) if known else None
-    if found is not None and seen_epoch < found[0].seal.epoch:
+    if found is not None and looked_for.seen_epoch < found[0].seal.epoch:
         found = None
     state = instance.databases.get(order.database)
     if state is None or not still_guarded(
@@ -292,7 +302,7 @@ def _candidates(
         state,
         found[0].chain if found else None,
         order.planned,
-        None if order.in_own_database else seen_epoch,
+        None if order.in_own_database else looked_for.seen_epoch,
     ):
         raise QueryError(
             "a checkpoint that waited for open transactions may have moved rows while "
@@ -300,33 +310,29 @@ def _candidates(
         )
     if found is not None:
         generation, index = found
-        wanted = _wanted(order, instance, generation, queries)
+        wanted = _wanted(order, generation, looked_for)
         try:
             if selection is not None:
                 return search_selection(generation, wanted, selection)
-            return search_generation(generation, wanted, covered)
+            return search_generation(generation, wanted, looked_for.covered)
         except ArtifactError as error:
             if generation is index.generation:
                 index.last_error = str(error)
             logger.warning("%s", error)
     if selection is not None:
-        return everything(selection.rowids, len(queries))
-    return everything(np.arange(order.watermark + 1, dtype=np.int64), len(queries))
+        rowids = selection.rowids
+    else:
+        rowids = np.arange(order.watermark + 1, dtype=np.int64)
+    return everything(rowids, len(looked_for.queries))
 
 
-def _wanted(
-    order: Ticket,
-    instance: Instance,
-    generation: Generation,
-    queries: NDArray[np.float32],
-) -> Wanted:
-    metric = METRICS[generation.segments[0].segment.row.metric]
+def _wanted(order: Ticket, generation: Generation, looked_for: _LookedFor) -> Wanted:
     return Wanted(
-        metric,
-        queries,
+        METRICS[generation.segments[0].segment.row.metric],
+        looked_for.queries,
         order.k or 1,
         order.params,
-        instance.threads,
+        looked_for.threads,
         order.recall,
         order.radius,
     )

@@ -101,7 +101,8 @@ FROM (
                 {ticket},
                 __q.vector::FLOAT[],
                 ({_covered(target, ticket, watermark, condition)}),
-                {seen_epoch}
+                {seen_epoch},
+                current_setting('threads')
             )
         ) AS id
     FROM {query}
