@@ -17,6 +17,7 @@ LAYERS = [
     "metrics",
     "parameters",
     "sql_text",
+    "parsed",
     "paths",
     "index_types",
     "ladders",

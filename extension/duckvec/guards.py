@@ -26,6 +26,7 @@ from duckvec.errors import BusyError
 from duckvec.guard_watch import watch_guards
 from duckvec.instance import Instance
 from duckvec.keeper import Task
+from duckvec.parsed import execute_parsed
 from duckvec.states import DatabaseState, Session
 from duckvec.tracking import Guard, Standing
 
@@ -71,7 +72,7 @@ def begin_look(session: Session, state: DatabaseState | None) -> Look:
     changes = state.look() if state else 0
     cursor = session.cursor()
     # What it looks up is quicker read than optimised.
-    cursor.execute("PRAGMA disable_optimizer; BEGIN TRANSACTION READ ONLY")
+    execute_parsed(cursor, "PRAGMA disable_optimizer; BEGIN TRANSACTION READ ONLY")
     return Look(cursor, state, changes)
 
 
@@ -226,8 +227,9 @@ def _begin(
     cursor = look.cursor if look and taken else session.cursor()
     try:
         if not taken:
-            cursor.execute("BEGIN TRANSACTION READ ONLY")
-        cursor.execute(f"FROM {catalog.schema_path(state.name)}.epoch LIMIT 0")
+            execute_parsed(cursor, "BEGIN TRANSACTION READ ONLY")
+        path = catalog.schema_path(state.name)
+        execute_parsed(cursor, f"FROM {path}.epoch LIMIT 0")
         cursor.fetchall()
     except duckdb.Error as error:
         cursor.close()

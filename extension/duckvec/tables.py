@@ -17,6 +17,7 @@ from typing import Any
 import duckdb
 
 from duckvec.errors import ColumnError, UnknownCollectionError
+from duckvec.parsed import execute_parsed
 from duckvec.sql_text import parse_collection, quote_identifier, quote_path
 
 _VECTOR_TYPE = re.compile(r"(FLOAT|DOUBLE)\[(\d*)\]")
@@ -151,7 +152,7 @@ def find_table(
     """
     parts = parse_collection(collection)
     for kind, sql in (("table", _FIND_TABLE), ("view", _FIND_VIEW)):
-        found = cursor.execute(sql, {"name": parts[-1]}).fetchall()
+        found = execute_parsed(cursor, sql, {"name": parts[-1]}).fetchall()
         by_place = {
             (database.lower(), schema.lower()): (database, schema, *rest)
             for database, schema, *rest in found
