@@ -16,6 +16,7 @@ import duckdb
 
 from duckvec.errors import NotIndexableError
 from duckvec.ladders import decode_ladder, encode_ladder
+from duckvec.parsed import execute_parsed
 from duckvec.segments import SegmentRow
 from duckvec.sql_text import quote_path, read_sql
 
@@ -191,7 +192,8 @@ def insert_epoch(cursor: duckdb.DuckDBPyConnection, database: str, epoch: int) -
 
     As a transaction of its own, it may have to wait for a lock of DuckDB's.
     """
-    cursor.execute(
+    execute_parsed(
+        cursor,
         f"INSERT INTO {schema_path(database)}.epoch VALUES ($epoch, $version)",
         {"epoch": epoch, "version": CATALOG_VERSION},
     )
@@ -215,7 +217,8 @@ def delete_epochs(
 
 def count_fresh_epochs(cursor: duckdb.DuckDBPyConnection, database: str) -> int:
     """Return how many rows of `epoch`, with deleted ones, no checkpoint wrote yet."""
-    found = cursor.execute(
+    found = execute_parsed(
+        cursor,
         "SELECT coalesce(sum(count), 0)::BIGINT FROM pragma_storage_info($name) "
         "WHERE column_name = 'value' AND segment_type <> 'VALIDITY' AND NOT persistent",
         {"name": f"{schema_path(database)}.epoch"},
