@@ -313,7 +313,7 @@ def execute(world: World) -> None:
         return  # its parameters may be those of another type
     query = world.query(table)
     # With an exponent they are numbers of DOUBLE; without one, of DECIMAL.
-    array = f"[{', '.join(f'{x!r}e0' for x in query)}]::{table.element}[]"
+    array = f"[{', '.join(f'{x:.17e}' for x in query)}]::{table.element}[]"
     world.note(f"s{world.sessions.index(session)}: EXECUTE {known.name}")
     try:
         found = session.con.execute(f"EXECUTE {known.name}({array})").fetchall()
