@@ -37,6 +37,7 @@ from benchmarks.searches import (
     open_database,
     recall_of,
 )
+from benchmarks.surface import PARTS, measure_surface
 
 TYPES = ("FLAT", "IVF_FLAT", "IVF_SQ8", "IVF_SQ8H", "IVF_PQ", "NSG", "HNSW", "ANNOY")
 PACKAGES = ("duckdb", "faiss-cpu", "hnswlib", "annoy", "numpy", "pyarrow")
@@ -116,6 +117,16 @@ def _measure(
     if options.changes:
         (folder / "changes").mkdir()
         results["changes"] = measure_changes(folder / "changes")
+    if options.surface:
+        (folder / "surface").mkdir()
+        results["surface"] = measure_surface(
+            folder / "surface",
+            data,
+            parts=options.surface_parts,
+            rounds=options.rounds,
+            most_rows=options.surface_rows,
+            join_queries=options.join_queries,
+        )
     results["seconds"] = time.perf_counter() - started
     return results
 
@@ -213,6 +224,30 @@ def _options() -> argparse.Namespace:
         action=argparse.BooleanOptionalAction,
         default=True,
         help="measure searches and writes while a table changes, too",
+    )
+    parser.add_argument(
+        "--surface",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="measure the search surface, too",
+    )
+    parser.add_argument(
+        "--surface-parts",
+        nargs="*",
+        default=PARTS,
+        choices=PARTS,
+        help=f"parts of it ({' '.join(PARTS)})",
+    )
+    parser.add_argument(
+        "--surface-rows",
+        type=int,
+        help="no more rows in its tables: for a trial, 5,000 or more",
+    )
+    parser.add_argument(
+        "--join-queries",
+        type=int,
+        default=1_000_000,
+        help="queries of the join whose memory is measured (1,000,000)",
     )
     parser.add_argument("--rounds", type=int, default=8, help="turns of searches (8)")
     parser.add_argument("--build-rounds", type=int, default=5, help="most builds (5)")

@@ -9,9 +9,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
-import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -20,10 +18,9 @@ import duckdb
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.data import REPOSITORY
 from benchmarks.raw import new_raw
+from benchmarks.watched import ready, run_watched
 
-SAMPLE_SECONDS = 0.004
 LIBRARY = {"HNSW": "hnswlib", "ANNOY": "annoy"}
 
 
@@ -38,69 +35,12 @@ def run_build(order: dict[str, Any]) -> dict[str, Any]:
         seconds, and for raw builds read_seconds and save_seconds; peak_bytes is the
         memory on top of what the process held before, None where it cannot be measured.
     """
-    with subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.builds"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=REPOSITORY,
-    ) as process:
-        assert process.stdin is not None and process.stdout is not None
-        process.stdin.write(json.dumps(order) + "\n")
-        process.stdin.flush()
-        process.stdout.readline()
-        watch = _Watch(process.pid)
-        process.stdin.write("go\n")
-        process.stdin.flush()
-        answer = process.stdout.readline()
-        peak = watch.stop()
-    if not answer:
-        raise SystemExit(f"the build of {order['index_type']} failed, see above")
-    return {**json.loads(answer), "peak_bytes": peak}
+    return run_watched("benchmarks.builds", order)
 
 
-class _Watch:
-    """Samples the anonymous memory of a process; mapped files are not counted."""
-
-    def __init__(self, pid: int) -> None:
-        self._status = Path(f"/proc/{pid}/status")
-        self._before = self._peak = self._now()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._sample, daemon=True)
-        self._thread.start()
-
-    def stop(self) -> int | None:
-        self._stop.set()
-        self._thread.join()
-        if self._before is None or self._peak is None:
-            return None
-        return self._peak - self._before
-
-    def _sample(self) -> None:
-        while not self._stop.wait(SAMPLE_SECONDS):
-            now = self._now()
-            if now is not None and self._peak is not None:
-                self._peak = max(self._peak, now)
-
-    def _now(self) -> int | None:
-        try:
-            text = self._status.read_text()
-        except OSError:
-            return None
-        for line in text.splitlines():
-            if line.startswith("RssAnon:"):
-                return int(line.split()[1]) * 1024
-        return None
-
-
-def _ready() -> None:
-    print("ready", flush=True)
-    sys.stdin.readline()
-
-
-def _warm(con: duckdb.DuckDBPyConnection) -> None:
-    """Bring the table into DuckDB's own cache, which is not what a build holds."""
-    con.execute("SELECT sum(array_inner_product(embedding, embedding)) FROM items")
+def warm(con: duckdb.DuckDBPyConnection, table: str = "items") -> None:
+    """Bring the vectors into DuckDB's own cache, which is not what a build holds."""
+    con.execute(f"SELECT sum(array_inner_product(embedding, embedding)) FROM {table}")
     con.fetchall()
 
 
@@ -114,14 +54,14 @@ def _read(con: duckdb.DuckDBPyConnection) -> NDArray[np.float32]:
 def _build_raw(order: dict[str, Any]) -> dict[str, Any]:
     """Read, build and save as somebody without duckvec would; safely on disk, too."""
     with duckdb.connect(order["database"], read_only=True) as con:
-        _warm(con)
+        warm(con)
         started = time.perf_counter()
         vectors = _read(con)
         read_seconds = time.perf_counter() - started
     index = new_raw(
         order["index_type"], vectors.shape[1], order["params"], order["threads"]
     )
-    _ready()
+    ready()
     started = time.perf_counter()
     index.build(vectors)
     built = time.perf_counter()
@@ -139,8 +79,8 @@ def _build_duckvec(order: dict[str, Any]) -> dict[str, Any]:
     import duckvec
 
     con = duckvec.connect(order["database"])
-    _warm(con)
-    _ready()
+    warm(con)
+    ready()
     started = time.perf_counter()
     con.execute(
         "CALL create_vector_index('items', $index_type, $params, metric := 'L2')",

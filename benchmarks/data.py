@@ -29,12 +29,14 @@ class Dataset:
         rows: float32 (n, d), stored; the row's place is its id.
         queries: float32 (nq, d), not among the rows.
         source: a parquet file with the table's columns; None for synthetic rows.
+        batch_size: how many queries the batch has at least.
     """
 
     title: str
     rows: NDArray[np.float32]
     queries: NDArray[np.float32]
     source: Path | None
+    batch_size: int = BATCH
 
     @property
     def dimension(self) -> int:
@@ -43,14 +45,8 @@ class Dataset:
 
     @cached_property
     def batch(self) -> NDArray[np.float32]:
-        """Return at least BATCH queries: the queries, and perturbed copies of them."""
-        copies = -(-BATCH // len(self.queries))
-        repeated = np.tile(self.queries, (copies, 1))
-        noise = np.random.default_rng(5).standard_normal(repeated.shape)
-        noise[: len(self.queries)] = 0
-        lengths = np.linalg.norm(repeated, axis=1, keepdims=True)
-        scale = PERTURBATION * lengths / np.sqrt(self.dimension)
-        return (repeated + noise * scale).astype(np.float32)
+        """Return at least so many queries: the queries, and perturbed copies."""
+        return _with_copies(self.queries, -(-self.batch_size // len(self.queries)))
 
 
 def load_packages(folder: Path | None) -> Dataset:
@@ -83,6 +79,16 @@ def clustered(count: int, dimension: int, seed: int = 7) -> Dataset:
         points[start : start + len(some)] = centres[some] + spread[some] * noise
     title = f"{count:,} x {dimension} synthetic vectors in 1,000 clusters, 200 queries"
     return Dataset(title, points[:count], points[count:], None)
+
+
+def with_copies(data: Dataset, copies: int) -> Dataset:
+    """Return the rows, and perturbed copies of them: so many of each in all."""
+    rows = _with_copies(data.rows, copies)
+    title = (
+        f"{len(rows):,} x {data.dimension}: {data.title}, the rows {copies} times "
+        "over, all but the first time with noise"
+    )
+    return Dataset(title, rows, data.queries, None)
 
 
 def create_database(path: Path, data: Dataset) -> None:
@@ -152,12 +158,11 @@ class Truth:
     def recall(self, found: NDArray[np.int64]) -> float:
         """Return the share of found ids (nq, k) as near as the exact k-th; ties count.
 
-        Ids below 0 stand for none.
+        Ids below 0 stand for none. Answers to more queries than these do not count.
         """
+        found = found[: len(self._queries)]
         hits = 0
-        for query, ids, far in zip(
-            self._queries, found, self._farthest[: len(found)], strict=False
-        ):
+        for query, ids, far in zip(self._queries, found, self._farthest, strict=False):
             own = np.unique(ids[ids >= 0])
             near = _distances(self._rows[own], query) <= far * (1 + 1e-6) + 1e-9
             hits += min(K, int(near.sum()))
@@ -180,6 +185,17 @@ def _distances(
     rows: NDArray[np.float32], query: NDArray[np.float32]
 ) -> NDArray[np.float64]:
     return np.linalg.norm(rows.astype(np.float64) - query.astype(np.float64), axis=1)
+
+
+def _with_copies(vectors: NDArray[np.float32], copies: int) -> NDArray[np.float32]:
+    if copies == 1:
+        return vectors
+    repeated = np.tile(vectors, (copies, 1))
+    noise = np.random.default_rng(5).standard_normal(repeated.shape)
+    noise[: len(vectors)] = 0
+    lengths = np.linalg.norm(repeated, axis=1, keepdims=True)
+    scale = PERTURBATION * lengths / np.sqrt(vectors.shape[1])
+    return (repeated + noise * scale).astype(np.float32)
 
 
 def _normalised(vectors: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -10,7 +10,12 @@ BLUE, ORANGE, GREY = "#2f6db3", "#d9822b", "#8a8a8a"
 
 
 def draw(results: Mapping[str, Any], path: Path) -> None:
-    """Write a PNG; where matplotlib is not installed, say so."""
+    """Write a PNG; where matplotlib is not installed, say so.
+
+    Without types there is nothing to draw.
+    """
+    if not results["types"]:
+        return
     try:
         import matplotlib
     except ImportError:

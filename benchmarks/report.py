@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.plot import draw
+from benchmarks.surface_report import surface_tables
 
 # Promised, and marked where a result misses it.
 LOWEST_RECALL = 0.95
@@ -186,11 +187,29 @@ def _change_title(changes: Row) -> str:
     return f"Under change ({changes['data']}, {changes['index_type']})"
 
 
+def _row_tables(results: Row) -> list[tuple[str, tuple[str, ...], list[Any]]]:
+    """Return title, columns and lines of the tables that go by measure, not by type."""
+    tables: list[tuple[str, tuple[str, ...], list[Any]]] = []
+    if "changes" in results:
+        changes = results["changes"]
+        tables.append((_change_title(changes), CHANGE_COLUMNS, _change_rows(changes)))
+    if "surface" in results:
+        tables += surface_tables(results["surface"])
+    return tables
+
+
 TABLES = {
     "Builds (memory and files in MB)": BUILD_COLUMNS,
     "One query": SINGLE_COLUMNS,
     "Many queries": BATCH_COLUMNS,
 }
+
+
+def _type_tables(
+    results: Row,
+) -> list[tuple[str, dict[str, Callable[[Row, Row], str]]]]:
+    """Return title and columns of the tables that have a line for each type."""
+    return list(TABLES.items()) if results["types"] else []
 
 
 def write(results: Row, path: Path) -> None:
@@ -218,7 +237,7 @@ def show(results: Row) -> None:
     console = Console()
     if not console.is_terminal:
         console = Console(width=WIDTH)
-    for title, columns in TABLES.items():
+    for title, columns in _type_tables(results):
         table = Table(title=title, title_justify="left")
         table.add_column("type")
         for name in columns:
@@ -228,11 +247,11 @@ def show(results: Row) -> None:
                 index_type, *(cell(row, results) for cell in columns.values())
             )
         console.print(table)
-    if "changes" in results:
-        table = Table(title=_change_title(results["changes"]), title_justify="left")
-        for name in CHANGE_COLUMNS:
+    for title, names, lines in _row_tables(results):
+        table = Table(title=title, title_justify="left")
+        for name in names:
             table.add_column(name)
-        for line in _change_rows(results["changes"]):
+        for line in lines:
             table.add_row(*line)
         console.print(table)
     console.print(_duckdb_line(results))
@@ -245,7 +264,7 @@ def _markdown(results: Row) -> str:
         f"{results['machine']}, {results['date']}. Python {results['python']}, "
         f"{versions}. A `!` marks what misses its mark.",
     ]
-    for title, columns in TABLES.items():
+    for title, columns in _type_tables(results):
         lines = [
             f"| type | {' | '.join(columns)} |",
             f"|---|{'---:|' * len(columns)}",
@@ -254,13 +273,12 @@ def _markdown(results: Row) -> str:
             cells = " | ".join(cell(row, results) for cell in columns.values())
             lines.append(f"| {index_type} | {cells} |")
         parts.append(f"### {title}\n\n" + "\n".join(lines))
-    if "changes" in results:
+    for title, names, rows in _row_tables(results):
         lines = [
-            f"| {' | '.join(CHANGE_COLUMNS)} |",
-            "|---|---:|---:|",
-            *(f"| {' | '.join(line)} |" for line in _change_rows(results["changes"])),
+            f"| {' | '.join(names)} |",
+            f"|---|{'---:|' * (len(names) - 1)}",
+            *(f"| {' | '.join(line)} |" for line in rows),
         ]
-        title = _change_title(results["changes"])
         parts.append(f"### {title}\n\n" + "\n".join(lines))
     parts.append(_duckdb_line(results))
     return "\n\n".join(parts) + "\n"

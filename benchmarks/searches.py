@@ -16,15 +16,23 @@ from numpy.typing import NDArray
 import duckvec
 from benchmarks.data import Dataset, K, Truth
 from benchmarks.raw import new_raw
+from benchmarks.turns import take_turns
 
 SINGLE = f"SELECT id, distance FROM vector_search('items', ?, {K})"
 ALL_COLUMNS = f"SELECT * FROM vector_search('items', ?, {K})"
-JOIN = f"""
-SELECT q.id, h.id AS hit, h.distance
-FROM queries AS q, vector_search('items', q.embedding, {K}) AS h
-"""
+FLOOR = "SELECT ?"
 QUERIES_PER_ROUND = 20
 REST_SECONDS = 3
+
+
+def join_sql(queries: int | None = None, condition: str | None = None) -> str:
+    """Return the join of the first queries, or all; filtered where that is asked."""
+    some = "" if queries is None else f" WHERE id < {queries}"
+    filtered = "" if condition is None else f", filter := '{condition}'"
+    return (
+        f"SELECT q.id, h.id AS hit, h.distance FROM (FROM queries{some}) AS q, "
+        f"vector_search('items', q.embedding, {K}{filtered}) AS h"
+    )
 
 
 def open_database(path: Path) -> duckdb.DuckDBPyConnection:
@@ -32,6 +40,15 @@ def open_database(path: Path) -> duckdb.DuckDBPyConnection:
     con = duckdb.connect(str(path))
     duckvec.load(con).wait()
     return con
+
+
+def create_index(
+    con: duckdb.DuckDBPyConnection, index_type: str, params: Mapping[str, int]
+) -> None:
+    """Build an L2 index on `items`, in place of the one that is there."""
+    con.execute(
+        "CALL create_vector_index('items', ?, ?)", [index_type, json.dumps(params)]
+    ).fetchall()
 
 
 def search_params(con: duckdb.DuckDBPyConnection) -> dict[str, int]:
@@ -51,6 +68,8 @@ def measure_searches(
     truths: Mapping[str, Truth],
     threads: int,
     rounds: int,
+    *,
+    to_arrow: bool = False,
 ) -> dict[str, Any]:
     """Return medians in milliseconds, queries per second, and recall beside each.
 
@@ -63,6 +82,7 @@ def measure_searches(
         truths: exact answers to "single" and "batch" queries.
         threads: what the raw library may use for a batch; a connection uses as many.
         rounds: how often the sides take turns.
+        to_arrow: fetch joins as Arrow tables, not as NumPy arrays.
     """
     chosen = search_params(con)
     raw = new_raw(index_type, data.dimension, params, threads)
@@ -72,7 +92,8 @@ def measure_searches(
     plain = {name: value for name, value in chosen.items() if name != "overfetch"}
     result: dict[str, Any] = {"search_params": chosen}
     result |= _single(con, raw, chosen, plain, data, truths["single"], rounds)
-    result |= _batch(con, raw, chosen, plain, data, truths["batch"], rounds)
+    ways = _batch_ways(con, raw, chosen, plain, data.batch, to_arrow)
+    result |= _batch(ways, len(data.batch), truths["batch"], rounds)
     return result
 
 
@@ -101,19 +122,12 @@ def _single(
         "raw_plain": lambda number: raw.search(rows[number], K, plain),
         "sql": by_sql(SINGLE),
         "sql_all_columns": by_sql(ALL_COLUMNS),
+        "floor": by_sql(FLOOR),
     }
     if chosen == plain:
         del ways["raw_plain"]
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    _rest(ways["sql"])
-    for turn in range(rounds + 1):
-        for name, way in ways.items():
-            for at in range(QUERIES_PER_ROUND):
-                number = (turn * QUERIES_PER_ROUND + at) % len(lists)
-                started = time.perf_counter()
-                way(number)
-                if turn:  # the first turn warms up
-                    times[name].append(time.perf_counter() - started)
+    rest(ways["sql"])
+    times = take_turns(ways, rounds, QUERIES_PER_ROUND, len(lists))
     found = {f"{name}_ms": 1000 * median(seconds) for name, seconds in times.items()}
     found |= {
         f"{name}_low_ms": 1000 * float(np.quantile(seconds, 0.1))
@@ -126,46 +140,52 @@ def _single(
     return found
 
 
-def _rest(search: Callable[[int], Any]) -> None:
+def rest(search: Callable[[int], Any]) -> None:
     """Search until the last change is so old that the table is at rest."""
     until = time.perf_counter() + REST_SECONDS
     while time.perf_counter() < until:
         search(0)
 
 
-def _batch(
+def _batch_ways(
     con: duckdb.DuckDBPyConnection,
     raw: Any,
     chosen: Mapping[str, int],
     plain: Mapping[str, int],
-    data: Dataset,
-    truth: Truth,
-    rounds: int,
-) -> dict[str, Any]:
-    queries = data.batch
-    ways: dict[str, Callable[[], Any]] = {
-        "raw": lambda: raw.search(queries, K, chosen),
-        "raw_plain": lambda: raw.search(queries, K, plain),
-        "join": lambda: con.execute(JOIN).fetchnumpy(),
+    queries: NDArray[np.float32],
+    to_arrow: bool,
+) -> dict[str, Callable[[int], Any]]:
+    def join(number: int) -> Any:
+        if to_arrow:
+            return con.sql(join_sql()).to_arrow_table()
+        return con.execute(join_sql()).fetchnumpy()
+
+    ways: dict[str, Callable[[int], Any]] = {
+        "raw": lambda number: raw.search(queries, K, chosen),
+        "raw_plain": lambda number: raw.search(queries, K, plain),
+        "join": join,
     }
     if chosen == plain:
         del ways["raw_plain"]
-    times: dict[str, list[float]] = {name: [] for name in ways}
+    return ways
+
+
+def _batch(
+    ways: Mapping[str, Callable[[int], Any]], count: int, truth: Truth, rounds: int
+) -> dict[str, Any]:
     answers: dict[str, Any] = {}
-    for turn in range(max(3, rounds // 2) + 1):
-        for name, way in ways.items():
-            started = time.perf_counter()
-            answers[name] = way()
-            if turn:
-                times[name].append(time.perf_counter() - started)
-    count = len(queries)
+
+    def keep(name: str, number: int, answer: Any) -> None:
+        answers[name] = answer
+
+    times = take_turns(ways, max(3, rounds // 2), 1, 1, keep)
     found: dict[str, Any] = {
         f"{name}_per_second": count / median(seconds) for name, seconds in times.items()
     }
     pairs = zip(times["raw"], times["join"], strict=True)
     found["join_ratio"] = median(raw / join for raw, join in pairs)
     found["raw_batch_recall"] = truth.recall(answers["raw"])
-    found["join_recall"] = truth.recall(_by_query(answers["join"], count))
+    found["join_recall"] = truth.recall(by_query(answers["join"], count))
     return found
 
 
@@ -227,7 +247,8 @@ def _ids(
     return found
 
 
-def _by_query(columns: Mapping[str, Any], count: int) -> NDArray[np.int64]:
+def by_query(columns: Mapping[str, Any], count: int) -> NDArray[np.int64]:
+    """Return the ids (count, K) that a join gave each query, -1 for none."""
     queries, hits = np.asarray(columns["id"]), np.asarray(columns["hit"])
     order = np.argsort(queries, kind="stable")
     queries, hits = queries[order], hits[order]
