@@ -14,6 +14,7 @@ from duckvec.metrics import METRICS
 from duckvec.samples import K, draw_sample, exact_neighbours
 from tests.index_types import (
     DIMENSION,
+    PARAMS,
     ROWS,
     all_distances,
     as_given,
@@ -121,3 +122,33 @@ def test_every_rung_finds_what_it_says(
             hits = segment.search(sample.queries, width + 1, own)
             found = sample.places(hits.positions) < width
             assert found.mean() >= rung.recall - tolerance
+
+
+@pytest.mark.parametrize("name", ["HNSW", "NSG", "ANNOY", "IVF_SQ8"])
+def test_one_of_equal_rows_is_as_good_as_another(name: str) -> None:
+    pytest.importorskip({"HNSW": "hnswlib", "ANNOY": "annoy"}.get(name, "faiss"))
+    rows = clustered(4000)
+    with_equal = rows.copy()
+    with_equal[::8] = rows[0]
+    kind, segment = build(name, METRICS["L2"], with_equal)
+    params = effective(kind, 4000)
+    measured = calibrate(
+        kind, segment, with_equal, METRICS["L2"], params, threads=1, build_seconds=1.0
+    )
+    assert measured.ladder[-1].recall >= 0.99
+    grid = kind.search_grid(params, 4000, 10)
+    own = {name: value for name, value in measured.default.items() if name in grid[0]}
+    assert own != grid[-1]
+
+
+def test_a_recall_of_0_99_is_measured_whatever_the_time() -> None:
+    pytest.importorskip("hnswlib")
+    pytest.importorskip("annoy")
+    rows = clustered(3000)
+    for name in PARAMS:
+        kind, segment = build(name, METRICS["L2"], rows)
+        params = effective(kind, len(rows))
+        measured = calibrate(
+            kind, segment, rows, METRICS["L2"], params, threads=1, build_seconds=0.0
+        )
+        assert measured.ladder[-1].recall >= 0.99, name

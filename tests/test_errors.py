@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import duckdb
 import pytest
 
 import duckvec
-from tests.data import Vectors, create, create_table, search
+from tests.data import PARAMS, Vectors, create, create_table, search
 
 pytestmark = pytest.mark.core
 
@@ -208,3 +209,25 @@ def test_values_of_the_wrong_kind_later_are_skipped(
     duckvec.load(con).wait()
     skipped = con.execute("SELECT skipped_rows FROM vector_indexes()").fetchall()
     assert skipped[0][0] >= 2
+
+
+@pytest.mark.parametrize(
+    ("index_type", "library"), [("HNSW", "hnswlib"), ("ANNOY", "annoy")]
+)
+def test_a_missing_library_is_noticed_before_anything_is_written(
+    con: duckdb.DuckDBPyConnection,
+    vectors: Vectors,
+    monkeypatch: pytest.MonkeyPatch,
+    index_type: str,
+    library: str,
+) -> None:
+    create_table(con, vectors)
+    monkeypatch.setitem(sys.modules, library, None)
+    for name in ("create_vector_index", "vector_index_estimate"):
+        with pytest.raises(duckdb.Error, match=f"{index_type} needs {library}"):
+            con.execute(
+                f"FROM {name}('items', $type, $params)",
+                {"type": index_type, "params": PARAMS[index_type]},
+            )
+    schemas = "SELECT count(*) FROM duckdb_schemas() WHERE schema_name = 'duckvec'"
+    assert con.execute(schemas).fetchall() == [(0,)]

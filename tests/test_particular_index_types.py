@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+import duckdb
 import numpy as np
 import pytest
 
@@ -11,6 +12,7 @@ from duckvec.errors import MissingLibraryError, UnknownIndexTypeError
 from duckvec.index_types import INDEX_TYPES, get_index_type, ivf_sq8h
 from duckvec.index_types.base import IndexType
 from duckvec.metrics import METRICS
+from tests.data import arrow_table
 from tests.index_types import (
     DIMENSION,
     PARAMS,
@@ -214,3 +216,28 @@ def test_nsg_returns_no_position_twice() -> None:
     for positions in hits.positions:
         found = positions[positions >= 0].tolist()
         assert len(set(found)) == len(found)
+
+
+@pytest.mark.parametrize("metric_name", list(METRICS))
+@pytest.mark.parametrize("name", ["FLAT", "IVF_FLAT"])
+def test_masses_of_near_ties_stay_exact(name: str, metric_name: str) -> None:
+    """More different rows tie within rounding than a search looks at first."""
+    metric = METRICS[metric_name]
+    random = np.random.default_rng(5)
+    centre = random.standard_normal(32)
+    rows = (centre + 1e-7 * random.standard_normal((600, 32))).astype(np.float32)
+    queries = random.standard_normal((4, 32)).astype(np.float32)
+    kind, segment = build(name, metric, rows)
+    settings = most_thorough(kind, len(rows), K)
+    hits = segment.search(as_given(queries, metric), K, settings)
+    data = arrow_table(rows)
+    distance = f"{metric.duckdb_array_function}(vector::FLOAT[32], $query::FLOAT[32])"
+    for query, positions in zip(queries, hits.positions, strict=True):
+        computed = duckdb.connect().execute(
+            f"SELECT {distance} AS distance FROM data ORDER BY id",
+            {"query": query.tolist()},
+        )
+        distances = computed.fetchnumpy()["distance"]
+        found = np.sort(distances[positions[positions >= 0]])
+        np.testing.assert_array_equal(found[:K], np.sort(distances)[:K])
+    del data

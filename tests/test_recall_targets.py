@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import duckvec
-from duckvec import calibration
+from duckvec import calibration, climbing
 from duckvec.ladders import Ladder, Rung, decode_ladder, encode_ladder, setting_for
 from tests.data import (
     PARAMS,
@@ -43,6 +43,8 @@ def no_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ladders hold the default alone, and what is known without a search."""
     monkeypatch.setattr(calibration, "LADDER_SECONDS", 0.0)
     monkeypatch.setattr(calibration, "LADDER_SHARE", 0.0)
+    for module in (calibration, climbing):
+        monkeypatch.setattr(module, "ENOUGH", 0.0)
 
 
 def held_out(rows: int = 5000, dimension: int = 32, queries: int = 200) -> Vectors:

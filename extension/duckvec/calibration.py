@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from duckvec.climbing import LOWEST_RECALL, MOST_SLOWER, Climb, measure_recalls
+from duckvec.climbing import ENOUGH, LOWEST_RECALL, MOST_SLOWER, Climb, measure_recalls
 from duckvec.index_types.base import IndexType, SegmentIndex
 from duckvec.ladders import Ladder, Measured, Rung
 from duckvec.metrics import Metric
@@ -35,13 +35,12 @@ OVERFETCH_STEPS = (4, 16, 64)
 # Seconds that DuckDB takes to join and rescore one candidate, in a batch: what a
 # larger over-fetch is weighed against (measured: 4 to 5 microseconds, two threads).
 RESCORE_SECONDS = 4e-6
-# The ladder goes on as long as the whole calibration stays within this share of the
-# build's seconds, or for this many seconds where that is longer.
+# Beyond a recall of ENOUGH, the ladder goes on as long as the whole calibration stays
+# within this share of the build's seconds, or for this many where that is longer.
 LADDER_SHARE = 0.1
 LADDER_SECONDS = 0.05
 # What over-fetches are looked for, where every setting has several.
 LEVELS = (LOWEST_RECALL, 0.9, 0.95, 0.97, 0.98, 0.99, 0.995, 0.999)
-ENOUGH = 0.99  # is searched for no further once the share is used up
 
 
 def calibrate(
@@ -262,15 +261,17 @@ def _choices(
     pace = search.seconds(default.at) / values[default.at]
     searched = search.last()
     last = max(searched, _first_of(reached, goal))
+    least_due = max(searched, _first_of(reached, ENOUGH))
     left = deadline - time.perf_counter()
-    while last > searched and len(sample.queries) * pace * values[last] > left:
+    while last > least_due and len(sample.queries) * pace * values[last] > left:
         last -= 1
     wide = [most for most in OVERFETCH_STEPS if most >= default.factor]
     for most in wide if last > searched else ():
         place, seconds = search.search(last, most)
-        enough = sample.recall(place < K * most) >= min(goal, reached[last])
+        recall = sample.recall(place < K * most)
         again = MOST_SLOWER * seconds * len(sample.queries)
-        if enough or time.perf_counter() + again > deadline:
+        in_time = time.perf_counter() + again <= deadline
+        if recall >= min(goal if in_time else ENOUGH, reached[last]):
             break
 
     def choose(level: float, settings: Iterable[int]) -> list[_Choice]:

@@ -16,6 +16,7 @@ QUERIES_AT_ONCE = 10
 # A more thorough setting takes no more than so many times what the one before took.
 MOST_SLOWER = 2.0
 LOWEST_RECALL = 0.8  # cheaper settings are of no interest
+ENOUGH = 0.99  # is measured whatever the time, so that it can be asked for
 
 
 class Climb:
@@ -81,12 +82,16 @@ class Climb:
 def measure_recalls(
     kinds: Sequence[Climb], chosen: int, settings: int, deadline: float
 ) -> dict[int, float]:
-    """Return the recall of a setting, of better ones, and of cheaper ones, in time."""
+    """Return the recall of a setting, of better ones, and of cheaper ones.
+
+    Up to a recall of ENOUGH better ones are measured whatever the time.
+    """
     recalls: dict[int, float] = {}
 
     def measure(at: int, level: float) -> bool:
         seconds = sum(climb.seconds(at) for climb in kinds)
-        if time.perf_counter() + seconds > deadline and at != chosen:
+        is_due = at == chosen or (at > chosen and recalls[at - 1] < ENOUGH)
+        if time.perf_counter() + seconds > deadline and not is_due:
             return False
         found = [climb.recall(at, level) for climb in kinds]
         both = [recall for recall in found if recall is not None]

@@ -86,7 +86,7 @@ def check_target(
     names = " or ".join(measured_names(index_type))
     instead = f"give {names}" if names else "leave recall out"
     shown = repr(recall).removesuffix(".0")
-    if not best:
+    if not all(ladders):
         raise ParameterError(
             f"recall = {shown} cannot be met: no recall was measured for "
             f"{index_type.name} on {place}; build the index again, or {instead}"

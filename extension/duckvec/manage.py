@@ -73,9 +73,8 @@ def create(
         VectorIndexError: the request cannot be met; the sentence says why.
     """
     order, state = check_request(instance, session, request, caller)
-    table, kind = order.table, order.index_type
+    table = order.table
     _require_writable(instance, table, state, "indexed")
-    kind.library_version()  # a missing library shows before anything is written
     finding.settle(instance, state).wait()
     _ensure_catalog(instance, state)
 
@@ -105,6 +104,7 @@ def check_request(
         VectorIndexError: no such index can be built; the sentence says why.
     """
     kind = get_index_type(request.index_type or "")
+    kind.require_library()
     metric = parse_metric(request.metric or "L2")
     size = request.index_file_size
     if size is None or not MIN_FILE_SIZE <= size <= MAX_FILE_SIZE:

@@ -68,12 +68,13 @@ class Runner:
         names = [f"c{number}" for number in range(len(table.columns))]
         self._names = ", ".join([*names, "distance"])
         self._cursor = session.cursor()
-        place = quote_path((caller.database, caller.schema))
-        self._cursor.execute(f"USE {place}")
         self._transaction = UNSEALED
 
     def __enter__(self) -> Runner:
-        """Return the runner itself."""
+        """Return the runner itself, with the caller's schema for names in filters."""
+        place = quote_path((self._caller.database, self._caller.schema))
+        with contextlib.suppress(duckdb.CatalogException):  # it is not committed
+            self._cursor.execute(f"USE {place}")
         return self
 
     def __exit__(self, *_: object) -> None:

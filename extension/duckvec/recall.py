@@ -65,7 +65,6 @@ def measure_recall(
         metric=None,
         transaction=UNSEALED,
     )
-    plan = plan_search(instance, session, search, caller)  # what is wrong shows here
     with read_only(session.cursor()) as cursor:
         table = find_table(cursor, request.collection, caller)
         if table is None:
@@ -77,6 +76,7 @@ def measure_recall(
         column = find_column(table, request.column_name)
         state = instance.database(cursor, table.database, table.database_oid)
         index = finding.find_index(instance, state, table, column.name)
+        plan = plan_search(instance, session, search, caller)  # may be refused
         vectors = _draw(cursor, table, column, index, sample)
     with Runner(instance, session, caller, table, column) as runner:
         with runner.snapshot():

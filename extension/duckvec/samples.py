@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from duckvec.metrics import Metric, normalize_rows
+from duckvec.segments import hash_vectors
 
 K = 10  # neighbours of each query
 SAMPLE = 100  # of each kind
@@ -27,15 +28,26 @@ NOWHERE = np.iinfo(np.int64).max
 
 @dataclass(frozen=True)
 class Sample:
-    """Queries (s, d), their own rows (s,) or -1, and their neighbours (s, k)."""
+    """Queries with known answers.
+
+    Attributes:
+        queries: float32 (s, d).
+        own: int64 (s,), the row that a query is, or -1.
+        truth: int64 (s, k), the neighbours.
+        groups: int64 (rows,), the same for equal rows; None where no query has equal
+            neighbours. One of equal rows is as good as another.
+    """
 
     queries: NDArray[np.float32]
     own: NDArray[np.int64]
     truth: NDArray[np.int64]
+    groups: NDArray[np.int64] | None
 
     def part(self, chosen: NDArray[Any]) -> Sample:
         """Return some of the queries, by a mask or by their numbers."""
-        return Sample(self.queries[chosen], self.own[chosen], self.truth[chosen])
+        return Sample(
+            self.queries[chosen], self.own[chosen], self.truth[chosen], self.groups
+        )
 
     def kinds(self, most: int) -> list[Sample]:
         """Return the stored rows and the mixtures, no more than so many of each."""
@@ -57,7 +69,11 @@ class Sample:
         place = np.cumsum(positions != self.own[:, np.newaxis], axis=1) - 1
         places = np.full(self.truth.shape, NOWHERE, dtype=np.int64)
         for at, (near, hits) in enumerate(zip(self.truth, positions, strict=True)):
-            which, where = np.nonzero(near[:, np.newaxis] == hits)
+            if self.groups is None:
+                which, where = np.nonzero(near[:, np.newaxis] == hits)
+            else:
+                others = (hits >= 0) & (hits != self.own[at])
+                which, where = _pairs(self.groups, near, hits, others)
             places[at, which] = place[at, where]
         return places
 
@@ -77,7 +93,43 @@ def draw_sample(vectors: NDArray[np.float32], metric: Metric, k: int) -> Sample:
         mixed = normalize_rows(mixed)
     queries = np.concatenate([vectors[rows], mixed])
     own = np.concatenate([rows, np.full(count, -1)])
-    return Sample(queries, own, exact_neighbours(vectors, queries, own, metric, k))
+    truth = exact_neighbours(vectors, queries, own, metric, k)
+    return Sample(queries, own, truth, _equal_rows(vectors, truth))
+
+
+def _equal_rows(
+    vectors: NDArray[np.float32], truth: NDArray[np.int64]
+) -> NDArray[np.int64] | None:
+    """Number all rows, equal ones alike; None where no query has equal neighbours."""
+    near = np.sort(hash_vectors(vectors[truth.ravel()]).reshape(truth.shape), axis=1)
+    if not (near[:, 1:] == near[:, :-1]).any():
+        return None
+    blocks = range(0, len(vectors), BLOCK_ROWS)
+    hashes = [hash_vectors(vectors[start : start + BLOCK_ROWS]) for start in blocks]
+    return np.concatenate(hashes).view(np.int64)
+
+
+def _pairs(
+    groups: NDArray[np.int64],
+    near: NDArray[np.int64],
+    hits: NDArray[np.int64],
+    usable: NDArray[np.bool_],
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Pair neighbours and usable hits that are equal rows, each at most once."""
+    where = np.flatnonzero(usable)
+    wanted, given = _numbered(groups[near]), _numbered(groups[hits[where]])
+    which, found = np.nonzero((wanted[:, np.newaxis] == given).all(axis=2))
+    return which, where[found]
+
+
+def _numbered(groups: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return (n, 2): each group, and how many of it came before."""
+    order = np.argsort(groups, kind="stable")
+    ordered = groups[order]
+    first = np.searchsorted(ordered, ordered, side="left")
+    rank = np.empty(len(groups), dtype=np.int64)
+    rank[order] = np.arange(len(groups)) - first
+    return np.stack([groups, rank], axis=1)
 
 
 def exact_neighbours(

@@ -50,7 +50,7 @@ class ExactSearch:
         longest: gives the length of the longest row; called for inner products only.
         multiplied_from: from how many queries on a product of matrices compares them;
             None: never.
-        can_reconstruct: whether vectors can be read back by position.
+        vectors: gives the rows (n, d) at some positions.
     """
 
     index: Any
@@ -59,7 +59,7 @@ class ExactSearch:
     total: int
     longest: Callable[[], float]
     multiplied_from: int | None
-    can_reconstruct: bool
+    vectors: Callable[[NDArray[np.int64]], NDArray[np.float32]]
 
     def search(self, queries: NDArray[np.float32], k: int) -> Hits:
         """Return every position that may be among the k nearest of each query."""
@@ -193,17 +193,14 @@ class ExactSearch:
         keys = np.asarray(-raw if self.metric.is_similarity else raw, dtype=np.float64)
         order = np.argsort(keys, kind="stable")
         ids, keys = ids[order], keys[order]
-        if len(ids) > most and self.can_reconstruct:
-            keep = _first_of_each(self._hashes(ids), wanted)
-            ids, keys = ids[keep], keys[keep]
         if len(ids) > most:
-            keep = _first_of_each(keys.view(np.uint64), wanted)
+            keep = _first_of_each(self._hashes(ids), wanted)
             ids, keys = ids[keep], keys[keep]
         return ids, keys
 
     def _hashes(self, ids: NDArray[np.int64]) -> NDArray[np.uint64]:
         blocks = [
-            row_hashes(self.index.reconstruct_batch(ids[start : start + 8192]))
+            row_hashes(self.vectors(ids[start : start + 8192]))
             for start in range(0, len(ids), 8192)
         ]
         return np.concatenate(blocks)

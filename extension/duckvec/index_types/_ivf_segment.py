@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -62,6 +63,7 @@ class IvfSegment(SegmentIndex):
     ) -> None:
         self._faiss = faiss
         self._index = index
+        self._noting = threading.Lock()
         self._metric = metric
         self._exact = exact
         self._mapped = mapped
@@ -232,7 +234,7 @@ class IvfSegment(SegmentIndex):
             total=total,
             longest=self._longest,
             multiplied_from=None,
-            can_reconstruct=False,
+            vectors=self._reconstruct,
         )
 
     def _lists_of_rows(self) -> NDArray[np.int64]:
@@ -241,6 +243,14 @@ class IvfSegment(SegmentIndex):
         for number in range(int(self._index.nlist)):
             numbers[list_ids(self._faiss, self._index, number)] = number
         return numbers
+
+    def _reconstruct(self, positions: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return rows from their lists; which list holds which is noted once."""
+        with self._noting:
+            if self._index.direct_map.type == self._faiss.DirectMap.NoMap:
+                self._index.make_direct_map()
+        rows: NDArray[np.float32] = self._index.reconstruct_batch(positions)
+        return rows
 
     def _longest(self) -> float:
         return 1.0 if self._metric.normalizes else self._largest_norm

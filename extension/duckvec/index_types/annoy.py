@@ -33,7 +33,7 @@ from duckvec.index_types.base import (
     report,
     stop_if_cancelled,
 )
-from duckvec.metrics import Metric
+from duckvec.metrics import METRICS, Metric
 from duckvec.parameters import MEASURED, Parameter
 
 SEED = 1
@@ -131,7 +131,7 @@ class AnnoySegment(SegmentIndex):
         most = max(1, -(-everything // max(search_k, 1)))
         return search_widening(nearest, queries, k, self.rows, allowed, most)
 
-    def vectors(self, positions: NDArray[np.int64]) -> NDArray[np.float32] | None:
+    def vectors(self, positions: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return the vectors of the forest's items."""
         items = [self._index.get_item_vector(int(item)) for item in positions]
         return np.array(items, dtype=np.float32).reshape(-1, self.dimension)
@@ -182,11 +182,7 @@ class AnnoySegment(SegmentIndex):
 
     @cached_property
     def _largest_norm(self) -> float:
-        return sampled_longest(self._vectors, self.rows)
-
-    def _vectors(self, positions: NDArray[np.int64]) -> NDArray[np.float32]:
-        held = [self._index.get_item_vector(int(position)) for position in positions]
-        return np.asarray(held, dtype=np.float32)
+        return sampled_longest(self.vectors, self.rows)
 
     def _nearest(
         self, queries: NDArray[np.float32], width: int, search_k: int, threads: int
@@ -315,6 +311,10 @@ class Annoy(IndexType):
         """Raise search_k to k, except -1."""
         search_k = search.get("search_k", -1)
         return {**search, "search_k": max(search_k, k)} if search_k >= 0 else {**search}
+
+    def require_library(self) -> None:
+        """Raise MissingLibraryError where the library cannot be imported."""
+        self._new_index(METRICS["L2"], 1)
 
     def _new_index(self, metric: Metric, dimension: int) -> Any:
         try:

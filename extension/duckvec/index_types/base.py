@@ -280,6 +280,10 @@ class IndexType(ABC):
                 continue
         return ""
 
+    def require_library(self) -> None:
+        """Raise MissingLibraryError where the library cannot be imported."""
+        return
+
     def effective_params(
         self, params: Mapping[str, int], rows: int, dimension: int
     ) -> dict[str, int]:

@@ -135,7 +135,7 @@ class FlatSegment(SegmentIndex):
             total=self.rows if allowed is None else int(np.count_nonzero(allowed)),
             longest=self._longest,
             multiplied_from=None if chosen else product,
-            can_reconstruct=True,
+            vectors=self._index.reconstruct_batch,
         )
 
     def _search_beside_zeros(

@@ -37,7 +37,7 @@ from duckvec.index_types.base import (
     report,
     stop_if_cancelled,
 )
-from duckvec.metrics import Metric
+from duckvec.metrics import METRICS, Metric
 from duckvec.parameters import MEASURED, Parameter
 
 SEED = 100
@@ -143,8 +143,7 @@ class HnswSegment(SegmentIndex):
     def vectors(self, positions: NDArray[np.int64]) -> NDArray[np.float32] | None:
         """Return the vectors that the graph holds."""
         labels = positions if self._numbers is None else self._numbers[positions]
-        found = self._index.get_items(labels)
-        return np.asarray(found, dtype=np.float32).reshape(-1, self.dimension)
+        return self._distinct_vectors(labels)
 
     def search_range(
         self,
@@ -187,10 +186,11 @@ class HnswSegment(SegmentIndex):
 
     @cached_property
     def _largest_norm(self) -> float:
-        return sampled_longest(self._vectors, self._distinct)
+        return sampled_longest(self._distinct_vectors, self._distinct)
 
-    def _vectors(self, labels: NDArray[np.int64]) -> NDArray[np.float32]:
-        return np.asarray(self._index.get_items(labels), dtype=np.float32)
+    def _distinct_vectors(self, labels: NDArray[np.integer]) -> NDArray[np.float32]:
+        found = np.asarray(self._index.get_items(labels), dtype=np.float32)
+        return found.reshape(-1, self.dimension)
 
     def _nearest(
         self, queries: NDArray[np.float32], width: int, ef: int, threads: int
@@ -351,6 +351,10 @@ class Hnsw(IndexType):
     ) -> dict[str, int]:
         """Raise ef to k."""
         return {**search, "ef": max(search["ef"], k)} if "ef" in search else {}
+
+    def require_library(self) -> None:
+        """Raise MissingLibraryError where the library cannot be imported."""
+        self._new_index(METRICS["L2"], 1)
 
     def _new_index(self, metric: Metric, dimension: int) -> Any:
         try:
