@@ -100,6 +100,32 @@ def test_why_an_index_is_not_used(
     assert found == [("exact", "it is a view")]
 
 
+def test_a_filter_that_cannot_be_counted_is_scanned_and_said_so(
+    con: duckdb.DuckDBPyConnection, vectors: Vectors
+) -> None:
+    create_table(con, vectors)
+    create(con, "FLAT")
+    con.execute("CREATE TEMP TABLE mine AS SELECT id FROM items")
+    row = explain(con, vectors.query(0), filter="id IN (FROM mine)")
+    assert row["route"] == "exact"
+    assert row["reason"] == "the filter is one that only this connection understands"
+
+
+def test_the_batches_of_a_join_are_added_up(
+    con: duckdb.DuckDBPyConnection, vectors: Vectors
+) -> None:
+    create_table(con, vectors)
+    create(con, "FLAT")
+    rows = con.execute(
+        "SELECT h.entries_visited, h.candidates, h.join_ms FROM items AS q, "
+        "vector_explain('items', q.embedding, 2) AS h"
+    ).fetchall()
+    entries, candidates, join_ms = rows[-1]
+    assert entries == 3000 * 3000
+    assert candidates >= 2 * 3000
+    assert join_ms >= 0
+
+
 def test_the_own_transaction_is_explained(
     con: duckdb.DuckDBPyConnection, vectors: Vectors
 ) -> None:

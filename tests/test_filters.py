@@ -283,3 +283,54 @@ def test_vectors_come_back_as_they_were_given() -> None:
             found = segment.vectors(at)
             assert found is not None
             np.testing.assert_allclose(found, vectors[at], rtol=1e-6)
+
+
+@pytest.mark.parametrize("index_type", ["IVF_FLAT", "IVF_SQ8", "HNSW", "NSG", "ANNOY"])
+def test_a_filter_may_exclude_the_surroundings_of_the_query(
+    con: duckdb.DuckDBPyConnection, by_index: None, index_type: str
+) -> None:
+    pytest.importorskip({"HNSW": "hnswlib", "ANNOY": "annoy"}.get(index_type, "faiss"))
+    vectors = clustered(8000, 16)
+    create_table(con, vectors)
+    create(con, index_type)
+    right = wanted = in_range = 0
+    for number in range(10):
+        query = vectors.query(number)
+        nearest = exact(con, query, 1500)[-1]
+        where = f"array_distance(embedding, {query}::FLOAT[16]) > {nearest}"
+        truth = exact(con, query, 10, source=f"(FROM items WHERE {where})")
+        found = search(con, query, filter=where)
+        assert len(found) == 10
+        right += sum(distance <= truth[-1] * 1.00001 for _, distance in found)
+        radius = exact(con, query, 1600)[-1]
+        rows = con.execute(
+            "SELECT id FROM vector_range_search('items', $q, $r, filter := $where)",
+            {"q": query, "r": radius, "where": where},
+        ).fetchall()
+        in_range, wanted = in_range + len(rows), wanted + 100
+    assert right >= 90
+    assert in_range >= 0.85 * wanted
+
+
+def test_a_filter_sees_none_of_our_names(
+    con: duckdb.DuckDBPyConnection, vectors: Vectors, by_index: None
+) -> None:
+    create_table(con, vectors)
+    for index_type in (None, "FLAT"):
+        if index_type:
+            create(con, index_type)
+        for where in ("vector IS NOT NULL", "__q.vector IS NOT NULL", "__t.id > 0"):
+            with pytest.raises(duckdb.Error):
+                search(con, vectors.query(0), filter=where)
+
+
+def test_a_filter_that_takes_long_is_not_counted_to_the_end(
+    con: duckdb.DuckDBPyConnection,
+    vectors: Vectors,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    create_table(con, vectors)
+    create(con, "FLAT")
+    monkeypatch.setattr(selectivity, "COUNT_SECONDS", 0.02)
+    slow = "price = (SELECT sum(hash(x)) % 100 FROM range(100_000_000) AS r(x))"
+    assert uses_index(con, vectors.query(0), slow)

@@ -166,6 +166,32 @@ def test_a_null_query_finds_nothing_and_a_radius_has_to_be_a_number(
                 within(con, vectors.query(0), radius)
 
 
+def test_a_radius_is_one_of_the_column_s_precision(
+    con: duckdb.DuckDBPyConnection,
+) -> None:
+    for kind in ("FLOAT", "DOUBLE"):
+        con.execute(
+            f"CREATE OR REPLACE TABLE items AS SELECT 1 AS id, [0.1]::{kind}[1] v"
+        )
+        found = con.execute("FROM vector_range_search('items', [0], 0.1)").fetchall()
+        assert len(found) == 1, kind
+        found = con.execute("FROM vector_range_search('items', [0], 0.0999)").fetchall()
+        assert not found
+
+
+def test_a_temporary_table_gives_k_rows_beside_infinite_ones(
+    con: duckdb.DuckDBPyConnection,
+) -> None:
+    con.execute(
+        "CREATE TEMP TABLE mine AS SELECT i AS id, [i, 1]::FLOAT[2] AS v "
+        "FROM range(5) AS r(i) UNION ALL SELECT 9, ['inf', '1']::FLOAT[2]"
+    )
+    found = con.execute(
+        "FROM vector_search('mine', [1, 1], 3, column_name := 'v', metric := 'IP')"
+    ).fetchall()
+    assert [row[0] for row in found] == [4, 3, 2]
+
+
 def test_a_range_search_of_a_temporary_table_is_exact(
     con: duckdb.DuckDBPyConnection, vectors: Vectors
 ) -> None:

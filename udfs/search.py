@@ -268,18 +268,22 @@ def _find(order: Ticket, looked_for: _LookedFor) -> Candidates:
     if trace is None:
         return _candidates(order, instance, session, selection, looked_for)
     started = time.perf_counter()
-    try:
-        rowids, offsets = _candidates(order, instance, session, selection, looked_for)
-    finally:
-        trace.index_seconds += time.perf_counter() - started
-    trace.candidates += len(rowids)
-    if selection is not None:
-        most = len(selection.rowids) * len(looked_for.queries)
-        trace.took_all = len(rowids) >= most
+    rowids, offsets = _candidates(order, instance, session, selection, looked_for)
+    ended = time.perf_counter()
+    most = len(selection.rowids) * len(looked_for.queries) if selection else None
+    took_all = most is not None and len(rowids) >= most
+    visited: int | None = 0
     found = instance.generation(order.generation)
-    if found is not None and not trace.took_all:
+    if found is not None and not took_all:
         wanted = _wanted(order, found[0], looked_for)
-        trace.entries_visited = entries_visited(found[0], wanted, selection)
+        visited = entries_visited(found[0], wanted, selection)
+    trace.note(
+        ended - started,
+        len(rowids),
+        visited,
+        time.perf_counter() - ended,
+        took_all=took_all,
+    )
     return rowids, offsets
 
 

@@ -12,8 +12,9 @@ from typing import Any
 
 from duckvec.instance import Instance
 from duckvec.plan_text import tail_text
-from duckvec.planner import FEW_PASS, plan_search
+from duckvec.planner import plan_search
 from duckvec.requests import Request
+from duckvec.selectivity import FEW_PASS
 from duckvec.states import Session
 from duckvec.tables import Caller
 
@@ -40,6 +41,7 @@ def explained_text(
         "index_type": plan.index.row.index_type if plan.index else None,
         "params": json.dumps(plan.params),
         "segments": len(segments),
+        "filtered": request.filter is not None,
     }
     trace.plan_seconds = time.perf_counter() - trace.started_at
     return f"""
@@ -58,19 +60,19 @@ def explanation(
     trace = session.traces.find(number)
     if trace is None:
         return {"result_rows": result_rows}
-    total = time.perf_counter() - trace.started_at
+    total = time.perf_counter() - trace.started_at - trace.noting_seconds
     by_index = trace.plan["route"] == "index"
     row = {
-        **trace.plan,
+        **{name: value for name, value in trace.plan.items() if name != "filtered"},
         "entries_visited": trace.entries_visited if by_index else None,
         "tail_rows": tail_rows,
         "candidates": trace.candidates if by_index else None,
         "result_rows": result_rows,
         "plan_ms": 1000 * trace.plan_seconds,
         "index_ms": 1000 * trace.index_seconds,
-        "join_ms": 1000 * (total - trace.plan_seconds - trace.index_seconds),
+        "join_ms": 1000 * max(0.0, total - trace.plan_seconds - trace.index_seconds),
         "total_ms": 1000 * total,
     }
-    if trace.took_all:
+    if trace.took_all and by_index and trace.plan["filtered"]:
         row["route"], row["reason"] = "allowed rows", FEW_PASS
     return row

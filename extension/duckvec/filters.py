@@ -6,7 +6,8 @@ import duckdb
 
 from duckvec.errors import QueryError
 
-MOST_FILTERS = 1000
+# So many filters are remembered, but for those that are longer than this.
+MOST_FILTERS, LONGEST_FILTER = 1000, 10_000
 
 
 class CheckedFilters:
@@ -23,6 +24,8 @@ class CheckedFilters:
         """Do what `check_filter` does, once for each text: it takes a millisecond."""
         if text is not None and text not in self._texts:
             check_filter(cursor, text)
+            if len(text) > LONGEST_FILTER:
+                return text
             if len(self._texts) >= MOST_FILTERS:
                 self._texts.clear()
             self._texts.add(text)

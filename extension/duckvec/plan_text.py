@@ -49,8 +49,8 @@ WITH __checked AS (SELECT {query} AS vector FROM __query)
 SELECT {_renamed(hidden)}
 FROM (
     SELECT __t.*, {distance} AS {hidden}
-    FROM __checked AS __q, {rows} AS __t
-    {_nearest(search, hidden, search.k)}
+    FROM {rows} AS __t, __checked AS __q
+    {_nearest(search.metric, hidden, search.k)}
 )
 {_within(hidden, search.radius)}"""
 
@@ -84,11 +84,13 @@ def index_text(
     # The cast refuses a query of another length in DuckDB's words: a check of our own
     # would cost half a millisecond of binding in every search.
     query = f"(SELECT vector::{_array(target)} AS vector FROM __query) AS __q"
-    tail = f"{table.path} AS __t\nWHERE __t.rowid > {watermark}"
+    tail = f"{query}, {table.path} AS __t\nWHERE __t.rowid > {watermark}"
     if condition is not None:
-        # In a query of its own, the filter sees nothing but the table's columns.
+        # First in FROM, the filter sees none of the names that we use.
         after = f"rowid > {watermark} AND (\n{condition}\n)"
-        tail = f"(\n    SELECT * FROM {table.path}\n    WHERE {after}\n) AS __t"
+        tail = (
+            f"(\n    SELECT * FROM {table.path}\n    WHERE {after}\n) AS __t, {query}"
+        )
     # The tail's rows are not joined by their row ids: a hash join whose build side is a
     # union loses rows of the caller's own transaction now and then (DuckDB 2.0.0).
     rows = f"""
@@ -110,7 +112,7 @@ FROM (
 JOIN {table.path} AS __t ON __t.rowid = __h.id
 UNION ALL
 SELECT __t.*, {_distance(target, "__t", "__q.vector")} AS {hidden}
-FROM {query}, {tail}"""
+FROM {tail}"""
     if target.metric.is_similarity and wanted is not None:
         rows = f"SELECT *\nFROM ({rows}\n)"  # a union is sorted by columns only
     # What is not finite is sorted last, and taken away here: before the LIMIT, DuckDB
@@ -118,7 +120,7 @@ FROM {query}, {tail}"""
     return f"""
 SELECT {_renamed(hidden)}
 FROM ({rows}
-{_nearest(target, hidden, wanted)}
+{_nearest(target.metric, hidden, wanted)}
 )
 {_within(hidden, radius)}"""
 
@@ -177,8 +179,8 @@ FROM (
     SELECT
         __t.*,
         {distance} AS __distance
-    FROM __query, (SELECT * FROM {quote_path(parts)} WHERE {where}) AS __t
-    {"" if k is None else f"ORDER BY __distance ASC NULLS LAST LIMIT {k:d}"}
+    FROM (SELECT * FROM {quote_path(parts)} WHERE {where}) AS __t, __query
+    {_nearest(metric, "__distance", k)}
 )
 {_within("__distance", radius)}"""
 
@@ -246,11 +248,11 @@ def _list_distance(metric: Metric, vector: str, query: str) -> str:
         END"""
 
 
-def _nearest(target: Target, distance: str, wanted: str | int | None) -> str:
+def _nearest(metric: Metric, distance: str, wanted: str | int | None) -> str:
     """Return the clauses that leave the nearest rows, none where all are wanted."""
     if wanted is None:
         return ""
-    return f"ORDER BY {_order(target, distance)}\nLIMIT {wanted}"
+    return f"ORDER BY {_order(metric, distance)}\nLIMIT {wanted}"
 
 
 def _within(distance: str, radius: float | None) -> str:
@@ -261,10 +263,10 @@ def _within(distance: str, radius: float | None) -> str:
     return f"WHERE isfinite({distance}) AND {distance} <= {limit}\nORDER BY {distance}"
 
 
-def _order(target: Target, distance: str) -> str:
+def _order(metric: Metric, distance: str) -> str:
     """Return the sort keys: what is not finite comes last, whatever the metric."""
     nearest = f"{distance} ASC NULLS LAST"
-    if target.metric.is_similarity:
+    if metric.is_similarity:
         return f"{distance} = '-Infinity' ASC NULLS LAST, {nearest}"
     return nearest
 

@@ -26,7 +26,15 @@ from duckvec.index_types import get_index_type
 from duckvec.instance import Instance
 from duckvec.parameters import SearchSettings
 from duckvec.plan_text import Search, exact_text, index_text, unseen_text
-from duckvec.requests import Request, check_k, check_metric, check_params, check_radius
+from duckvec.requests import (
+    Request,
+    check_k,
+    check_metric,
+    check_params,
+    check_radius,
+    in_precision,
+)
+from duckvec.selectivity import FEW_PASS
 from duckvec.sql_text import (
     parse_collection,
     quote_literal,
@@ -54,7 +62,6 @@ REFRESH_ROWS = 64
 SURPLUS_SECONDS = 0.25
 
 Route = Literal["exact", "allowed rows", "index"]
-FEW_PASS = "few rows pass the filter"
 
 
 @dataclass(frozen=True)
@@ -176,23 +183,26 @@ class _Planner:
             check_metric(request.metric, index),
             column.length or (index.row.dimension if index else None),
             self.k,
-            self.radius,
+            in_precision(self.radius, column),
             request.filter,
         )
         settings = check_params(index, request.params, self.k or 1)
         exact = Plan("", "exact", "", search, index, None, settings)
         if index is None or row is None:
             return _scan(exact, search, _why_no_index(table))
-        if request.filter is not None and self.instance.selectivities.few_pass(
-            session,
-            state,
-            table,
-            request.filter,
-            index.row.row_count,
-            search.dimension or 1,
-        ):
-            few = replace(exact, route="allowed rows")
-            return _scan(few, search, FEW_PASS)
+        why_scan = None
+        if request.filter is not None:
+            why_scan = self.instance.selectivities.why_scan(
+                session,
+                state,
+                table,
+                request.filter,
+                index.row.row_count,
+                search.dimension or 1,
+            )
+        if why_scan is not None:
+            route: Route = "allowed rows" if why_scan == FEW_PASS else "exact"
+            return _scan(replace(exact, route=route), search, why_scan)
         generation = _usable_generation(
             self.instance, session, state, index, search, settings.params, look
         )
@@ -234,7 +244,7 @@ class _Planner:
             generation=generation.number,
             watermark=generation.watermark,
             k=self.k,
-            radius=self.radius,
+            radius=search.radius,
             params=dict(settings.params),
             recall=settings.recall,
             planned=planned,
@@ -270,7 +280,7 @@ class _Planner:
             if stored is not None:
                 return replace(by_index, text=stored)
         text = index_text(
-            search, **values, wanted=wanted, radius=self.radius, condition=condition
+            search, **values, wanted=wanted, radius=search.radius, condition=condition
         )
         return replace(by_index, text=text)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
+
 from duckvec.errors import QueryError, shorten
 from duckvec.index_types import get_index_type
 from duckvec.ladders import check_target
@@ -12,6 +14,7 @@ from duckvec.metrics import METRICS, Metric, parse_metric
 from duckvec.parameters import SearchSettings, check_search_params, parse_params
 from duckvec.sql_text import quote_identifier, quote_path
 from duckvec.states import IndexState
+from duckvec.tables import VectorColumn
 
 MAX_K = 16384
 
@@ -46,6 +49,18 @@ def check_radius(radius: float | None) -> float:
             "largest distance wanted"
         )
     return radius
+
+
+def in_precision(radius: float | None, column: VectorColumn) -> float | None:
+    """Return the radius as DuckDB compares it with a column's distances.
+
+    Distances of a FLOAT column are FLOAT: 0.1 is meant as one, not as the DOUBLE, which
+    is a little less.
+    """
+    if radius is None or column.element != "FLOAT":
+        return radius
+    with np.errstate(over="ignore"):
+        return float(np.float32(radius))
 
 
 def check_k(text: str | None) -> int:

@@ -26,6 +26,9 @@ from duckvec.tracking import Generation, LiveSegment
 MAX_SURPLUS_SHARE = 0.25
 # Joining so many selected rows to the table costs one search less than choosing some.
 FEW_SELECTED = 256
+# The nearest rows that pass a filter are farther away than those that over-fetches were
+# measured with, and closer together: codes tell them apart less well.
+SELECTED_OVERFETCH = 8
 # Vectors of selected entries are compared one and all where that is quicker than a
 # search wide enough to meet k of them, whose width grows with rows / selected: where
 # selected squared is less than this many times the rows. A single search has to copy
@@ -66,9 +69,12 @@ class Wanted:
         """Return the search parameters for a segment."""
         return {**live.segment.row.setting(self.recall), **self.params}
 
-    def width(self, live: LiveSegment) -> int:
+    def width(self, live: LiveSegment, *, selected: bool = False) -> int:
         """Return how many candidates of a segment hold the k nearest."""
-        return self.k * self.settings(live).get("overfetch", 1)
+        overfetch = self.settings(live).get("overfetch")
+        if overfetch is None:
+            return self.k
+        return self.k * max(overfetch, SELECTED_OVERFETCH if selected else 1)
 
 
 def entries_visited(
@@ -130,7 +136,7 @@ def search_selection(
         selection: the only rows that may be returned, all of them visible.
     """
     selected = selection.segments(generation)
-    widths = [wanted.width(live) for live in generation.segments]
+    widths = [wanted.width(live, selected=True) for live in generation.segments]
     entries = sum(each.count for each in selected or ())
     few = FEW_SELECTED if len(wanted.queries) == 1 else 0
     if selected is None or entries <= max(few, min(widths, default=0)):
@@ -162,7 +168,7 @@ def _searches(
         ]
     selected = selection.segments(generation) or ()
     return [
-        _Search(live, each.allowed, wanted.width(live), each)
+        _Search(live, each.allowed, wanted.width(live, selected=True), each)
         for live, each in zip(generation.segments, selected, strict=False)
         if each.count
     ]

@@ -15,9 +15,8 @@ from duckvec.index_types.base import SegmentIndex
 from duckvec.metrics import Metric
 from duckvec.tracking import Generation, LiveSegment
 
-# A prepared statement may have one number for all its runs: the last selections of a
-# statement are kept, more than it has searches.
-MOST_KEPT = 32
+# Of one statement; more than anyone writes.
+MOST_KEPT = 1000
 
 _numbers = itertools.count(1)
 

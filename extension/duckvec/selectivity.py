@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import threading
 import time
 from dataclasses import dataclass
 
 import duckdb
 
+from duckvec.filters import LONGEST_FILTER, MOST_FILTERS
 from duckvec.policy import scan_seconds
 from duckvec.states import ChangeSign, DatabaseState, Session
 from duckvec.tables import Table, read_only
@@ -20,16 +23,23 @@ FEW_SECONDS = 0.002
 KEEP_SECONDS, KEEP_TIMES = 1.0, 20
 # Larger tables are counted in a sample of about as many rows.
 SAMPLE_ROWS = 409_600
-MOST_FILTERS = 1000
+# A filter that takes longer is evaluated once, by the search itself.
+COUNT_SECONDS = 0.1
+
+FEW_PASS = "few rows pass the filter"
+NOT_COUNTED = "the filter is one that only this connection understands"
 
 _Key = tuple[int, tuple[int, str], str]
 
 
 @dataclass(frozen=True)
 class _Count:
-    """How many rows passed, when that was measured, and how long it took."""
+    """How many rows passed, when that was measured, and how long it took.
 
-    passing: float
+    `passing` is infinite where counting took too long, None where it failed.
+    """
+
+    passing: float | None
     sign: ChangeSign | None
     measured_at: float
     seconds: float
@@ -42,7 +52,7 @@ class Selectivities:
         self._lock = threading.Lock()
         self._counts: dict[_Key, _Count] = {}
 
-    def few_pass(
+    def why_scan(
         self,
         session: Session,
         state: DatabaseState,
@@ -50,11 +60,10 @@ class Selectivities:
         condition: str,
         rows: int,
         dimension: int,
-    ) -> bool:
-        """Tell whether scanning the rows that pass is quicker than an index.
+    ) -> str | None:
+        """Return why a scan of the rows that pass is better than an index; or None.
 
-        Counts them where they were not counted lately. A filter that only the caller's
-        own connection understands is scanned.
+        Counts them where they were not counted lately.
 
         Args:
             session: the caller's connection.
@@ -68,16 +77,17 @@ class Selectivities:
         sign, now = state.change_sign(), time.monotonic()
         known = self._counts.get(key)
         if known is None or not _holds(known, sign, now):
-            try:
-                passing = _count(session, table, condition, rows)
-            except duckdb.Error:
-                return True
+            passing = _count(session, table, condition, rows)
             known = _Count(passing, sign, now, time.monotonic() - now)
-            with self._lock:
-                if len(self._counts) >= MOST_FILTERS:
-                    self._counts.clear()
-                self._counts[key] = known
-        return scan_seconds(known.passing, dimension) <= FEW_SECONDS
+            if len(condition) <= LONGEST_FILTER:
+                with self._lock:
+                    if len(self._counts) >= MOST_FILTERS:
+                        self._counts.clear()
+                    self._counts[key] = known
+        if known.passing is None:
+            return NOT_COUNTED
+        few = scan_seconds(known.passing, dimension) <= FEW_SECONDS
+        return FEW_PASS if few else None
 
 
 def _holds(count: _Count, sign: ChangeSign | None, now: float) -> bool:
@@ -86,10 +96,26 @@ def _holds(count: _Count, sign: ChangeSign | None, now: float) -> bool:
     return now - count.measured_at < max(KEEP_SECONDS, KEEP_TIMES * count.seconds)
 
 
-def _count(session: Session, table: Table, condition: str, rows: int) -> float:
-    """Return about how many rows pass."""
+def _count(session: Session, table: Table, condition: str, rows: int) -> float | None:
+    """Return about how many rows pass; see `_Count` for what cannot be counted."""
     percent = min(100.0, 100.0 * SAMPLE_ROWS / max(rows, 1))
     sample = "" if percent == 100.0 else f"TABLESAMPLE SYSTEM ({percent:f} PERCENT)"
     sql = f"SELECT count(*) FROM {table.path} {sample} WHERE (\n{condition}\n)"
     with read_only(session.cursor()) as cursor:
-        return int(cursor.execute(sql).fetchall()[0][0]) * 100.0 / percent
+        timer = threading.Timer(COUNT_SECONDS, _interrupt, [cursor])
+        timer.daemon = True
+        timer.start()
+        try:
+            found = cursor.execute(sql).fetchall()
+        except duckdb.InterruptException:
+            return math.inf
+        except duckdb.Error:
+            return None
+        finally:
+            timer.cancel()
+    return int(found[0][0]) * 100.0 / percent
+
+
+def _interrupt(cursor: duckdb.DuckDBPyConnection) -> None:
+    with contextlib.suppress(duckdb.Error):  # it was closed meanwhile
+        cursor.interrupt()

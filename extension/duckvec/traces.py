@@ -27,6 +27,8 @@ class Trace:
         entries_visited: how many entries the libraries compared; None where one of
             them does not tell.
         took_all: whether every row that passes the filter was a candidate.
+        noting_seconds: what it took to find out how many entries were visited, which a
+            search does not.
     """
 
     plan: dict[str, Any] = field(default_factory=dict)
@@ -35,7 +37,30 @@ class Trace:
     index_seconds: float = 0.0
     candidates: int = 0
     entries_visited: int | None = 0
-    took_all: bool = False
+    took_all: bool = True
+    noting_seconds: float = 0.0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def note(
+        self,
+        seconds: float,
+        candidates: int,
+        entries_visited: int | None,
+        noting_seconds: float,
+        *,
+        took_all: bool,
+    ) -> None:
+        """Add what one batch of queries did; batches come from several threads."""
+        with self.lock:
+            self.index_seconds += seconds
+            self.candidates += candidates
+            self.noting_seconds += noting_seconds
+            self.took_all = self.took_all and took_all
+            if self.entries_visited is not None:
+                unknown = entries_visited is None
+                self.entries_visited = (
+                    None if unknown else self.entries_visited + (entries_visited or 0)
+                )
 
 
 class Traces:

@@ -20,6 +20,9 @@ from duckvec.index_types._range import LARGEST_FLOAT, batches, keys_of
 from duckvec.metrics import Metric
 
 MORE_LISTS = 1.5
+FEW_SHARE = 0.5
+"""Lists that hold less than this share of the allowed rows that so many lists usually
+hold say nothing about the next ones."""
 WORTH_MORE = 0.02
 """The share of all found so far that the last lists have to give for more of them."""
 
@@ -36,6 +39,7 @@ class ListRange:
         everything: the allowed positions.
         nprobe: how many lists are looked into at first.
         errors: of a compressed type's distances; None where they are those of the rows.
+        held: int64 (nlist,), how many allowed rows each list holds; None for all.
     """
 
     faiss: Any
@@ -45,6 +49,7 @@ class ListRange:
     everything: NDArray[np.int64]
     nprobe: int
     errors: Errors | None
+    held: NDArray[np.int64] | None = None
 
     def search(
         self, queries: NDArray[np.float32], cut: NDArray[np.float64]
@@ -96,13 +101,22 @@ class ListRange:
                 parts[row].append(ids)
             counts = np.array([len(ids) for ids in given])
             total[active] += counts
-            active = active[counts > WORTH_MORE * total[active]]
+            near = lists[active, start:stop]
+            worth = counts > WORTH_MORE * total[active]
+            active = active[worth | self._hold_few(near)]
             start, stop = stop, min(nlist, int(stop * MORE_LISTS) + 1)
         empty = self.everything[:0]
         return [
             np.concatenate(own) if own else empty  # of a radius that nothing is within
             for own in parts
         ]
+
+    def _hold_few(self, lists: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Tell for each query whether these lists hold few of the allowed rows."""
+        if self.held is None:
+            return np.zeros(len(lists), dtype=np.bool_)
+        usual = lists.shape[1] * self.held.sum() / len(self.held)
+        return np.asarray(self.held[lists].sum(axis=1) < FEW_SHARE * usual)
 
     def _rank_all(
         self, queries: NDArray[np.float32], first: NDArray[np.int64]

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from duckvec.index_types.base import Hits
 
 WIDEST = 65_536
+THIN_SHARE = 0.5
+MUCH_MORE = 4
 
 Nearest = Callable[
     [NDArray[np.float32], int, float], tuple[NDArray[np.int64], NDArray[np.float32]]
@@ -48,13 +50,33 @@ def search_widening(
         effort = min(most_effort, (rows / can_be_found) ** 0.25)
     while True:
         ids, values = nearest(queries[short], width, effort)
+        unsure = _few_allowed(ids, wanted, can_be_found / rows, allowed)
         ids, values = _keep_allowed(ids, values, wanted, allowed)
         positions[short], distances[short] = ids, values
-        short = short[ids[:, -1] < 0]
+        short = short[(ids[:, -1] < 0) | unsure]
         if len(short) == 0 or (effort >= most_effort and width >= widest):
             return Hits(positions, distances)
         effort = min(most_effort, effort * 4)
         width = min(widest, width * 4)
+
+
+def _few_allowed(
+    ids: NDArray[np.int64],
+    wanted: int,
+    share: float,
+    allowed: NDArray[np.bool_] | None,
+) -> NDArray[np.bool_]:
+    """Tell for each query whether its surroundings are not allowed.
+
+    What was found is at their edge then, and half unseen, unless it is a good deal more
+    than is wanted.
+    """
+    if allowed is None:
+        return np.zeros(len(ids), dtype=np.bool_)
+    found = ids >= 0
+    count = (found & allowed[ids]).sum(axis=1)
+    thin = count < THIN_SHARE * share * found.sum(axis=1)
+    return np.asarray(thin & (count < MUCH_MORE * wanted))
 
 
 def _keep_allowed(
