@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from duckvec import manage
-from duckvec.instance import Instance
 from duckvec.manage import CreateRequest
-from duckvec.sessions import find_session
-from duckvec.states import Session
+from duckvec.sessions import answer
 from duckvec.tables import Caller
-from duckvec.udfs.registry import FAILURES, udf
+from duckvec.udfs.registry import udf
 
 _ROW = """STRUCT(
     collection VARCHAR, column_name VARCHAR, index_type VARCHAR, metric VARCHAR,
@@ -46,7 +43,7 @@ def create(
         collection, index_type, params, column_name, metric, index_file_size
     )
     caller = Caller(session, database, schema, search_path)
-    return _answer(
+    return answer(
         session, lambda instance, own: manage.create(instance, own, request, caller)
     )
 
@@ -66,7 +63,7 @@ def drop(
 ) -> dict[str, Any]:
     """Drop an index; return its row, or the sentence of an error."""
     caller = Caller(session, database, schema, search_path)
-    return _answer(
+    return answer(
         session,
         lambda instance, own: manage.drop(
             instance, own, collection, column_name, caller
@@ -89,19 +86,9 @@ def compact(
 ) -> dict[str, Any]:
     """Compact an index; return its row, or the sentence of an error."""
     caller = Caller(session, database, schema, search_path)
-    return _answer(
+    return answer(
         session,
         lambda instance, own: manage.compact(
             instance, own, collection, column_name, caller
         ),
     )
-
-
-def _answer(
-    session: int, call: Callable[[Instance, Session], dict[str, Any]]
-) -> dict[str, Any]:
-    """Return the row of a call, or the sentence of an error that it met."""
-    try:
-        return {"error": None, "row": call(*find_session(session))}
-    except FAILURES as error:
-        return {"error": str(error), "row": None}

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from duckvec import estimating
-from duckvec.instance import Instance
 from duckvec.manage import CreateRequest
 from duckvec.recall import RecallRequest, measure_recall
-from duckvec.sessions import find_session
-from duckvec.states import Session
+from duckvec.sessions import answer
 from duckvec.tables import Caller
-from duckvec.udfs.registry import FAILURES, udf
+from duckvec.udfs.registry import udf
 
 _ESTIMATE = """STRUCT(
     row_count BIGINT, dimension INTEGER, size_bytes BIGINT, build_memory_bytes BIGINT,
@@ -49,7 +46,7 @@ def estimate(
         collection, index_type, params, column_name, metric, DEFAULT_FILE_SIZE
     )
     caller = Caller(session, database, schema, search_path)
-    return _answer(
+    return answer(
         session,
         lambda instance, own: estimating.estimate(instance, own, request, caller),
     )
@@ -78,15 +75,6 @@ def recall(
     """Return how good an index is, or the sentence of an error."""
     request = RecallRequest(collection, k, sample, params, filter, column_name)
     caller = Caller(session, database, schema, search_path)
-    return _answer(
+    return answer(
         session, lambda instance, own: measure_recall(instance, own, request, caller)
     )
-
-
-def _answer(
-    session: int, call: Callable[[Instance, Session], dict[str, Any]]
-) -> dict[str, Any]:
-    try:
-        return {"error": None, "row": call(*find_session(session))}
-    except FAILURES as error:
-        return {"error": str(error), "row": None}

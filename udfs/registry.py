@@ -6,13 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import duckdb
-
-from duckvec.errors import VectorIndexError
-
-# What work on an index can meet: each arrives in SQL as its own sentence.
-FAILURES = (VectorIndexError, duckdb.Error, OSError, RuntimeError, MemoryError)
-
 
 @dataclass(frozen=True)
 class Udf:

@@ -41,8 +41,8 @@ def explained_text(
         "index_type": plan.index.row.index_type if plan.index else None,
         "params": json.dumps(plan.params),
         "segments": len(segments),
-        "filtered": request.filter is not None,
     }
+    trace.filtered = request.filter is not None
     trace.plan_seconds = time.perf_counter() - trace.started_at
     return f"""
 SELECT
@@ -63,7 +63,7 @@ def explanation(
     total = time.perf_counter() - trace.started_at - trace.noting_seconds
     by_index = trace.plan["route"] == "index"
     row = {
-        **{name: value for name, value in trace.plan.items() if name != "filtered"},
+        **trace.plan,
         "entries_visited": trace.entries_visited if by_index else None,
         "tail_rows": tail_rows,
         "candidates": trace.candidates if by_index else None,
@@ -73,6 +73,6 @@ def explanation(
         "join_ms": 1000 * max(0.0, total - trace.plan_seconds - trace.index_seconds),
         "total_ms": 1000 * total,
     }
-    if trace.took_all and by_index and trace.plan["filtered"]:
+    if trace.took_all and by_index and trace.filtered:
         row["route"], row["reason"] = "allowed rows", FEW_PASS
     return row

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import duckdb
 
-from duckvec.errors import ClosedError
+from duckvec.errors import ClosedError, VectorIndexError
 from duckvec.instance import Instance, forgotten, loaded
 from duckvec.states import Session
 from duckvec.tables import read_only
 
 # The function that returns the number of the instance that it is called in.
 IDENTITY = "__duckvec_instance"
+
+# What work on an index can meet: each arrives in SQL as its own sentence.
+FAILURES = (VectorIndexError, duckdb.Error, OSError, RuntimeError, MemoryError)
 
 
 def find_session(number: int) -> tuple[Instance, Session]:
@@ -51,3 +57,13 @@ def _find_default_connection(instance: Instance, number: int) -> Session | None:
         loaded[number] = instance
         forgotten.pop(number, None)
     return session
+
+
+def answer(
+    session: int, call: Callable[[Instance, Session], dict[str, Any]]
+) -> dict[str, Any]:
+    """Return the row of a call, or the sentence of an error that it met."""
+    try:
+        return {"error": None, "row": call(*find_session(session))}
+    except FAILURES as error:
+        return {"error": str(error), "row": None}

@@ -20,6 +20,7 @@ class Trace:
 
     Attributes:
         plan: what the planner chose; a row of `vector_explain` without the rest.
+        filtered: whether the search has a filter.
         started_at: when the planning began, on the performance counter.
         plan_seconds: what the planning took.
         index_seconds: what the search of the segments took.
@@ -32,6 +33,7 @@ class Trace:
     """
 
     plan: dict[str, Any] = field(default_factory=dict)
+    filtered: bool = False
     started_at: float = field(default_factory=time.perf_counter)
     plan_seconds: float = 0.0
     index_seconds: float = 0.0
@@ -56,11 +58,10 @@ class Trace:
             self.candidates += candidates
             self.noting_seconds += noting_seconds
             self.took_all = self.took_all and took_all
-            if self.entries_visited is not None:
-                unknown = entries_visited is None
-                self.entries_visited = (
-                    None if unknown else self.entries_visited + (entries_visited or 0)
-                )
+            if self.entries_visited is None or entries_visited is None:
+                self.entries_visited = None
+            else:
+                self.entries_visited += entries_visited
 
 
 class Traces:

@@ -227,17 +227,22 @@ class IvfSegment(SegmentIndex):
         """
         if not _is_partial(allowed):
             return np.zeros(len(queries), dtype=np.bool_)
-        held, sizes = self._held(allowed), self._held(None)
+        held = self._held(allowed)
         _, nearest = self._index.quantizer.search(queries, nprobe)
-        usual = sizes[nearest].sum(axis=1) * (held.sum() / self.rows)
+        usual = self._sizes[nearest].sum(axis=1) * (held.sum() / self.rows)
         return np.asarray(held[nearest].sum(axis=1) < THIN_SHARE * usual)
 
     def _held(self, allowed: NDArray[np.bool_] | None) -> NDArray[np.int64]:
         """Return how many allowed rows each list holds."""
-        lists = self._lists_of_rows
-        if allowed is not None:
-            lists = lists[allowed]
+        if allowed is None:
+            return self._sizes
+        lists = self._lists_of_rows[allowed]
         return np.bincount(lists, minlength=int(self._index.nlist))
+
+    @cached_property
+    def _sizes(self) -> NDArray[np.int64]:
+        """Return how many rows each list holds."""
+        return np.bincount(self._lists_of_rows, minlength=int(self._index.nlist))
 
     def _probe(
         self,
