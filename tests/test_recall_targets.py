@@ -106,6 +106,22 @@ def test_a_target_is_reached_with_the_smallest_setting(
     assert json.loads(default) in [rung.setting for rung in ladder]
 
 
+@pytest.mark.core
+@pytest.mark.usefixtures("enough_time")
+def test_a_default_of_few_candidates_does_not_end_the_ladder(
+    con: duckdb.DuckDBPyConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All settings were searched for the default, for too few candidates each."""
+    monkeypatch.setattr(calibration, "RESCORE_SECONDS", 1.0)
+    monkeypatch.setattr(calibration, "MOST_TRIED", 99)
+    monkeypatch.setattr(calibration, "OVERFETCH_STEPS", (3, 16, 64))
+    vectors = held_out()
+    create_table(con, vectors)
+    create(con, "IVF_PQ")
+    for target in TARGETS:
+        assert measure(con, vectors, target) >= target - 0.03
+
+
 @pytest.mark.usefixtures("enough_time")
 @pytest.mark.parametrize("index_type", ["IVF_FLAT", "HNSW", "NSG", "ANNOY"])
 def test_a_lower_target_takes_less(

@@ -145,7 +145,12 @@ class _Overfetch:
         self._made: dict[tuple[int, int], tuple[NDArray[np.int64], float]] = {}
 
     def search(self, at: int, most: int) -> tuple[NDArray[np.int64], float]:
-        """Return the places of all neighbours, and seconds for one query."""
+        """Return the places of all neighbours, and seconds for one query.
+
+        The same is not searched twice.
+        """
+        if (at, most) in self._made:
+            return self._made[at, most]
         started = time.perf_counter()
         place = self._places(self.sample, self.grid[at], most)
         self._made[at, most] = place, (time.perf_counter() - started) / len(place)
@@ -266,7 +271,7 @@ def _choices(
     while last > least_due and len(sample.queries) * pace * values[last] > left:
         last -= 1
     wide = [most for most in OVERFETCH_STEPS if most >= default.factor]
-    for most in wide if last > searched else ():
+    for most in wide:
         place, seconds = search.search(last, most)
         recall = sample.recall(place < K * most)
         again = MOST_SLOWER * seconds * len(sample.queries)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from duckvec.index_types._faiss import HEADER_BYTES
+from duckvec.index_types._quantised import measuring_bytes
 from duckvec.index_types.base import Estimate, Sketch
 
-ROWS_PER_ADD = 65_536
+ROWS_PER_ADD = 8192
 # faiss trains centroids on so many rows each at most (Clustering.h), in so many rounds
 # (IndexIVF.cpp), and compares blocks of rows and centroids (utils/distances.cpp).
 MOST_POINTS_PER_CENTROID = 256
@@ -33,7 +34,8 @@ class Training:
         file_bytes: what it has learnt, in the file.
         held_bytes: the same in memory, with what is computed from it.
         training_bytes: memory while it learns.
-        adding_bytes: memory while codes are computed, `held_bytes` not included.
+        adding_bytes: memory while codes are computed, or their errors measured,
+            `held_bytes` not included.
         seconds: of one thread, for both.
     """
 
@@ -64,7 +66,10 @@ def scalar_training(sketch: Sketch) -> Training:
         file_bytes=ranges + HEADER_BYTES,
         held_bytes=ranges,
         training_bytes=residual_bytes(sketch, MOST_SCALAR_ROWS),
-        adding_bytes=min(sketch.rows, ROWS_PER_ADD) * sketch.dimension,
+        adding_bytes=max(
+            min(sketch.rows, ROWS_PER_ADD) * sketch.dimension,
+            measuring_bytes(sketch.rows, sketch.dimension),
+        ),
         seconds=SCALAR_SECONDS * sketch.values,
     )
 

@@ -21,6 +21,7 @@ from duckvec.metrics import Metric
 
 SAMPLED_ROWS = 2048
 SAMPLED_QUERIES = 256
+BLOCK = 32  # queries at once: distances to the whole sample take memory
 NEIGHBOURS = 8
 SAME = 1e-6
 ROUNDING = 1e-5  # of a row's length: what the library's sums are off by, and more
@@ -69,22 +70,15 @@ class Errors:
         chosen = np.sort(random.choice(len(vectors), count, replace=False))
         rows = np.ascontiguousarray(vectors[chosen])
         codes = decoded(rows)
-        off = rows.astype(np.float64) - codes
-        own = np.einsum("ij,ij->i", rows if metric.is_similarity else off, off)
-        queries = np.arange(min(count, SAMPLED_QUERIES))
-        true = _distances(metric, rows[queries], rows)
-        seen = _distances(metric, rows[queries], codes)
-        alone = true[queries, queries, np.newaxis] if metric.is_similarity else 0.0
-        true[queries, queries] = np.inf
-        size = lengths(rows[queries])[:, np.newaxis]
-        same = SAME * (size**2 if metric.is_similarity else size)
-        true[true <= alone + same] = np.inf  # copies of the row
-        width = min(NEIGHBOURS, count)
-        nearest = np.argpartition(true, width - 1, axis=1)[:, :width]
-        distance = np.take_along_axis(true, nearest, axis=1)
-        errors = np.take_along_axis(seen, nearest, axis=1) - distance
-        if metric.is_similarity:
-            errors /= np.maximum(size, np.finfo(np.float32).tiny)
+        own = _own_errors(metric, rows, codes)
+        queries = min(count, SAMPLED_QUERIES)
+        blocks = [
+            _neighbour_errors(metric, rows, codes, range(queries)[start:][:BLOCK])
+            for start in range(0, queries, BLOCK)
+        ]
+        errors, distance, alone = (
+            np.concatenate(each) for each in zip(*blocks, strict=True)
+        )
         some = np.isfinite(distance)
         if not some.any():
             return cls(0.0, max(float(own.max()), 0.0), 0.0)
@@ -113,6 +107,52 @@ class Errors:
         return np.where(cut < 0, cut, np.sqrt(squared))
 
 
+def _own_errors(
+    metric: Metric, rows: NDArray[np.float32], codes: NDArray[np.float32]
+) -> NDArray[np.float64]:
+    """Return (rows,) the squared errors of codes, or the products of rows with them."""
+    own = np.empty(len(rows))
+    for start in range(0, len(rows), BLOCK):
+        part = slice(start, start + BLOCK)
+        off = rows[part].astype(np.float64) - codes[part]
+        own[part] = np.einsum(
+            "ij,ij->i", rows[part] if metric.is_similarity else off, off
+        )
+    return own
+
+
+def _neighbour_errors(
+    metric: Metric,
+    rows: NDArray[np.float32],
+    codes: NDArray[np.float32],
+    queries: range,
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Compare what codes say of the nearest rows of some rows with the truth.
+
+    Returns:
+        (nq, NEIGHBOURS) by how much distances that codes give exceed the true ones, for
+        products as a share of the query's length; the true ones, infinite where there
+        is no such neighbour; and (nq, 1) the distance of each query to itself.
+    """
+    some = rows[queries.start : queries.stop]
+    true, seen = _distances(metric, some, rows), _distances(metric, some, codes)
+    at = np.arange(len(some))
+    alone = np.zeros((len(some), 1))
+    if metric.is_similarity:
+        alone[:, 0] = true[at, queries]
+    true[at, queries] = np.inf
+    size = lengths(some)[:, np.newaxis]
+    same = SAME * (size**2 if metric.is_similarity else size)
+    true[true <= alone + same] = np.inf  # copies of the row
+    width = min(NEIGHBOURS, len(rows))
+    nearest = np.argpartition(true, width - 1, axis=1)[:, :width]
+    distance = np.take_along_axis(true, nearest, axis=1)
+    errors = np.take_along_axis(seen, nearest, axis=1) - distance
+    if metric.is_similarity:
+        errors /= np.maximum(size, np.finfo(np.float32).tiny)
+    return errors, distance, alone
+
+
 def _distances(
     metric: Metric, left: NDArray[np.float32], right: NDArray[np.float32]
 ) -> NDArray[np.float64]:
@@ -121,6 +161,15 @@ def _distances(
         return np.asarray(metric.offset - products)
     squares = lengths(left)[:, np.newaxis] ** 2 + lengths(right) ** 2 - 2 * products
     return np.asarray(np.sqrt(np.maximum(squares, 0)))
+
+
+def measuring_bytes(rows: int, dimension: int) -> int:
+    """Return the memory that `Errors.measure` needs for a moment, about.
+
+    The sample, its codes and a copy of either in doubles; a block's distances.
+    """
+    count = min(rows, SAMPLED_ROWS)
+    return count * (4 * 4 * dimension + 4 * 8 * BLOCK)
 
 
 def append_errors(path: Path, errors: Errors | None) -> None:

@@ -7,7 +7,11 @@ from typing import Any, ClassVar
 
 from duckvec.index_types._faiss import HEADER_BYTES
 from duckvec.index_types._ivf import NLIST, IvfType
-from duckvec.index_types._ivf_estimate import Training, residual_bytes
+from duckvec.index_types._ivf_estimate import (
+    ROWS_PER_ADD,
+    Training,
+    residual_bytes,
+)
 from duckvec.index_types._ivf_segment import NPROBE
 from duckvec.index_types.base import Sketch
 from duckvec.parameters import Parameter
@@ -19,7 +23,6 @@ LARGEST_TABLE_BYTES = 64 * 2**20
 # distances to all values first where parts are so long (ProductQuantizer.cpp).
 ROWS_PER_VALUE = 256
 ROUNDS = 25
-ROWS_PER_ADD = 32_768
 TABULATED_LENGTH = 16
 # Seconds of one thread to compare a part of a row with one value, and for each
 # component of it; for as few components in all parts together as this, faiss takes
