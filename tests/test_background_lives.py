@@ -69,8 +69,8 @@ def begin_a_long_build(con: duckdb.DuckDBPyConnection) -> None:
     create_empty(con, 32)
     create(con, "HNSW", params=SLOW)
     insert(con, BIG, 0, 30_000)
-    eventually(lambda: info(con)["state"] == "building", 30)
-    eventually(lambda: info(con)["progress"] > 0.2, 30)
+    eventually(lambda: info(con)["state"] == "building", 120)
+    eventually(lambda: info(con)["progress"] > 0.2, 120)
 
 
 def test_closing_during_a_background_build_is_not_held_up(path: Path) -> None:

@@ -65,7 +65,7 @@ def threads() -> set[str]:
 
 def wait_for_silence() -> None:
     """Wait until no background work is left, after connections were closed."""
-    eventually(lambda: not threads(), 20)
+    eventually(lambda: not threads(), 60)
 
 
 def let_background_end() -> None:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from duckvec.index_types._range import lengths
 from duckvec.metrics import Metric
 
-SAMPLED_ROWS = 2048
+SAMPLED_ROWS = 1024
 SAMPLED_QUERIES = 256
 BLOCK = 32  # queries at once: distances to the whole sample take memory
 NEIGHBOURS = 8
@@ -69,11 +69,13 @@ class Errors:
         count = min(len(vectors), SAMPLED_ROWS)
         chosen = np.sort(random.choice(len(vectors), count, replace=False))
         rows = np.ascontiguousarray(vectors[chosen])
-        codes = decoded(rows)
-        own = _own_errors(metric, rows, codes)
+        true = _Distances(metric, rows.astype(np.float64))
+        seen = _Distances(metric, decoded(rows).astype(np.float64))
+        off = true.rows - seen.rows
+        own = _products(true.rows if metric.is_similarity else off, off)
         queries = min(count, SAMPLED_QUERIES)
         blocks = [
-            _neighbour_errors(metric, rows, codes, range(queries)[start:][:BLOCK])
+            _neighbour_errors(true, seen, np.arange(start, min(start + BLOCK, queries)))
             for start in range(0, queries, BLOCK)
         ]
         errors, distance, alone = (
@@ -85,7 +87,7 @@ class Errors:
         beyond = distance - alone
         off_by = float(np.quantile(errors[some], covered, method="higher"))
         return cls(
-            usual=max(off_by, 0.0) + ROUNDING * float(lengths(rows).max()),
+            usual=max(off_by, 0.0) + ROUNDING * float(np.sqrt(true.squares.max())),
             own=max(float(own.max()), 0.0),
             near=float(np.median(beyond[some])),
         )
@@ -107,25 +109,32 @@ class Errors:
         return np.where(cut < 0, cut, np.sqrt(squared))
 
 
-def _own_errors(
-    metric: Metric, rows: NDArray[np.float32], codes: NDArray[np.float32]
+class _Distances:
+    """The distances of queries to some rows (n, d), in doubles."""
+
+    def __init__(self, metric: Metric, rows: NDArray[np.float64]) -> None:
+        self.metric = metric
+        self.rows = rows
+        self.squares = _products(rows, rows)
+
+    def of(self, queries: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return (nq, n)."""
+        products = queries @ self.rows.T
+        if self.metric.is_similarity:
+            return np.asarray(self.metric.offset - products)
+        squares = _products(queries, queries)[:, np.newaxis] + self.squares
+        return np.asarray(np.sqrt(np.maximum(squares - 2 * products, 0)))
+
+
+def _products(
+    left: NDArray[np.float64], right: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Return (rows,) the squared errors of codes, or the products of rows with them."""
-    own = np.empty(len(rows))
-    for start in range(0, len(rows), BLOCK):
-        part = slice(start, start + BLOCK)
-        off = rows[part].astype(np.float64) - codes[part]
-        own[part] = np.einsum(
-            "ij,ij->i", rows[part] if metric.is_similarity else off, off
-        )
-    return own
+    """Return (n,) the inner products of rows with rows."""
+    return np.asarray(np.einsum("ij,ij->i", left, right))
 
 
 def _neighbour_errors(
-    metric: Metric,
-    rows: NDArray[np.float32],
-    codes: NDArray[np.float32],
-    queries: range,
+    true: _Distances, seen: _Distances, queries: NDArray[np.int64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """Compare what codes say of the nearest rows of some rows with the truth.
 
@@ -134,42 +143,32 @@ def _neighbour_errors(
         products as a share of the query's length; the true ones, infinite where there
         is no such neighbour; and (nq, 1) the distance of each query to itself.
     """
-    some = rows[queries.start : queries.stop]
-    true, seen = _distances(metric, some, rows), _distances(metric, some, codes)
-    at = np.arange(len(some))
-    alone = np.zeros((len(some), 1))
-    if metric.is_similarity:
-        alone[:, 0] = true[at, queries]
-    true[at, queries] = np.inf
-    size = lengths(some)[:, np.newaxis]
-    same = SAME * (size**2 if metric.is_similarity else size)
-    true[true <= alone + same] = np.inf  # copies of the row
-    width = min(NEIGHBOURS, len(rows))
-    nearest = np.argpartition(true, width - 1, axis=1)[:, :width]
-    distance = np.take_along_axis(true, nearest, axis=1)
-    errors = np.take_along_axis(seen, nearest, axis=1) - distance
-    if metric.is_similarity:
+    similar = true.metric.is_similarity
+    rows, at = true.rows[queries], np.arange(len(queries))
+    exact, coded = true.of(rows), seen.of(rows)
+    alone = np.zeros((len(rows), 1))
+    if similar:
+        alone[:, 0] = exact[at, queries]
+    exact[at, queries] = np.inf
+    size = np.sqrt(true.squares[queries])[:, np.newaxis]
+    same = SAME * (size**2 if similar else size)
+    exact[exact <= alone + same] = np.inf  # copies of the row
+    width = min(NEIGHBOURS, len(true.rows))
+    nearest = np.argpartition(exact, width - 1, axis=1)[:, :width]
+    distance = np.take_along_axis(exact, nearest, axis=1)
+    errors = np.take_along_axis(coded, nearest, axis=1) - distance
+    if similar:
         errors /= np.maximum(size, np.finfo(np.float32).tiny)
     return errors, distance, alone
-
-
-def _distances(
-    metric: Metric, left: NDArray[np.float32], right: NDArray[np.float32]
-) -> NDArray[np.float64]:
-    products = left.astype(np.float64) @ right.astype(np.float64).T
-    if metric.is_similarity:
-        return np.asarray(metric.offset - products)
-    squares = lengths(left)[:, np.newaxis] ** 2 + lengths(right) ** 2 - 2 * products
-    return np.asarray(np.sqrt(np.maximum(squares, 0)))
 
 
 def measuring_bytes(rows: int, dimension: int) -> int:
     """Return the memory that `Errors.measure` needs for a moment, about.
 
-    The sample, its codes and a copy of either in doubles; a block's distances.
+    The sample, its codes and their difference; a block's distances.
     """
     count = min(rows, SAMPLED_ROWS)
-    return count * (4 * 4 * dimension + 4 * 8 * BLOCK)
+    return count * ((4 + 3 * 8) * dimension + 4 * 8 * BLOCK)
 
 
 def append_errors(path: Path, errors: Errors | None) -> None:
