@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from duckvec.climbing import ENOUGH, LOWEST_RECALL, MOST_SLOWER, Climb, measure_recalls
+from duckvec.climbing import ENOUGH, LOWEST_RECALL, Climb, measure_recalls
 from duckvec.index_types.base import IndexType, SegmentIndex
 from duckvec.ladders import Ladder, Measured, Rung
 from duckvec.metrics import Metric
@@ -28,7 +28,6 @@ from duckvec.samples import NOWHERE, K, Places, Sample, draw_sample
 # Above the recall of 0.95 that is wanted for new queries, by the noise of a sample.
 TARGET_RECALL = 0.96
 SEARCHED = 64  # of each kind, where only searches tell what a setting finds
-MOST_TRIED = 3
 # A compressed type is fetched this many times k before its candidates are rescored.
 OVERFETCH = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 OVERFETCH_STEPS = (4, 16, 64)
@@ -90,7 +89,7 @@ def calibrate(
         return queries.places(hits.positions)
 
     known = index.reach(sample.queries, sample.truth, threads=threads)
-    if index_type.compressed:
+    if index_type.compressed and known is not None:
         return _with_overfetch(sample, grid, known, places, deadline)
     if known is not None:
         name, least = known
@@ -133,174 +132,114 @@ class _Choice(NamedTuple):
 
 
 class _Overfetch:
-    """Searches of a compressed type with several over-fetches."""
+    """What settings of a compressed type find with several over-fetches.
+
+    A thorough search tells what cheaper ones find at least: where a cheaper setting
+    looks at a row, its place there is no worse, because it competes with fewer.
+    """
 
     def __init__(
-        self, sample: Sample, grid: Sequence[Mapping[str, int]], places: Places
+        self,
+        sample: Sample,
+        grid: Sequence[Mapping[str, int]],
+        known: tuple[str, NDArray[np.int64]],
+        places: Places,
     ) -> None:
-        self.sample = sample
-        self.grid = grid
+        name, self._least = known
+        self._sample = sample
+        self._grid = grid
         self._places = places
-        # By setting and over-fetch, what was found and what one query took.
-        self._made: dict[tuple[int, int], tuple[NDArray[np.int64], float]] = {}
+        self._values = [setting[name] for setting in grid]
+        self._made: list[tuple[int, NDArray[np.int64]]] = []
+        self._pace = np.inf  # seconds of one query for each unit of the value
+        self.looked_at = [sample.recall(self._least <= value) for value in self._values]
 
-    def search(self, at: int, most: int) -> tuple[NDArray[np.int64], float]:
-        """Return the places of all neighbours, and seconds for one query.
-
-        The same is not searched twice.
-        """
-        if (at, most) in self._made:
-            return self._made[at, most]
+    def search(self, at: int, most: int) -> float:
+        """Search with a setting; return the recall with that over-fetch."""
         started = time.perf_counter()
-        place = self._places(self.sample, self.grid[at], most)
-        self._made[at, most] = place, (time.perf_counter() - started) / len(place)
-        return self._made[at, most]
+        place = self._places(self._sample, self._grid[at], most)
+        seconds = (time.perf_counter() - started) / len(place)
+        self._pace = min(self._pace, seconds / self._values[at])
+        self._made.append((at, place))
+        return self._sample.recall(place < K * most)
 
-    def cheapest(self, first: int) -> tuple[int, int] | None:
-        """Return the first setting that finds enough, with its smallest over-fetch.
-
-        The next ones are weighed against it as long as the shorter lists to rescore
-        may be worth the longer search.
-        """
-        best: tuple[int, int] | None = None
-        cost = np.inf
-        tried = 0
-        for at in range(first, len(self.grid)):
-            factor, seconds = self._smallest(at)
-            if factor is not None:
-                rescoring = K * factor * RESCORE_SECONDS
-                if seconds + rescoring < cost:
-                    best = at, factor
-                    cost = seconds + rescoring
-                tried += 1
-                if tried == MOST_TRIED or rescoring < seconds / 2:
-                    break
-        return best
-
-    def seconds(self, at: int) -> float:
-        """Return what one query took with a setting that was searched."""
-        return max(taken for (each, _), (_, taken) in self._made.items() if each == at)
-
-    def last(self) -> int:
-        """Return the most thorough setting that was searched."""
-        return max(at for at, _ in self._made)
-
-    def found(self, first: int, last: int) -> NDArray[np.int64]:
-        """Return the best places in the searches with a range of settings.
-
-        Where a cheaper setting looks at a row, its place there is no worse: it competes
-        with fewer.
-        """
-        settings = range(first, last + 1)
-        made = [place for (at, _), (place, _) in self._made.items() if at in settings]
-        return np.asarray(np.min(made, axis=0))
-
-    def _smallest(self, at: int) -> tuple[int | None, float]:
-        """Return the over-fetch that finds enough, if any, and seconds for one query.
+    def search_until(self, at: int, level: float) -> None:
+        """Search for ever more candidates until they hold enough neighbours.
 
         Few candidates are fetched first: long lists of them take most of the time.
         """
-        seconds = 0.0
         for most in OVERFETCH_STEPS:
-            place, seconds = self.search(at, most)
+            if self.search(at, most) >= min(level, self.looked_at[at]):
+                break
+
+    def seconds(self, at: int) -> float:
+        """Return what a search of the whole sample may take with a setting."""
+        return len(self._least) * self._pace * self._values[at]
+
+    def choose(self, level: float, settings: Iterable[int]) -> list[_Choice]:
+        """Return what takes least and finds enough, rescoring included; or nothing."""
+        best: list[_Choice] = []
+        cost = math.inf
+        for at in settings:
+            searching = self._pace * self._values[at]
+            if self.looked_at[at] < level or searching >= cost:
+                continue
+            made = [place for each, place in self._made if each >= at]
+            if not made:
+                break
+            found = np.where(
+                self._least <= self._values[at], np.min(made, axis=0), NOWHERE
+            )
             for factor in OVERFETCH:
-                recall = self.sample.recall(place < K * factor)
-                if factor <= most and recall >= TARGET_RECALL:
-                    return factor, seconds
-        return None, seconds
+                recall = self._sample.recall(found < K * factor)
+                seconds = searching + K * factor * RESCORE_SECONDS
+                if recall >= level and seconds < cost:
+                    best, cost = [_Choice(recall, at, factor)], seconds
+        return best
 
 
 def _with_overfetch(
     sample: Sample,
     grid: Sequence[Mapping[str, int]],
-    known: tuple[str, NDArray[np.int64]] | None,
+    known: tuple[str, NDArray[np.int64]],
     places: Places,
     deadline: float,
 ) -> Measured:
-    """Return the default and the ladder of a compressed type."""
-    name, least = known or ("", np.zeros(sample.truth.shape, dtype=np.int64))
-    values = [setting.get(name, 0) for setting in grid]
-    reached = [sample.recall(least <= value) for value in values]
-    search = _Overfetch(sample, grid, places)
-    first = _first_of(reached, TARGET_RECALL)
-    at, factor = search.cheapest(first) or (len(grid) - 1, OVERFETCH[-1])
-    default = _Choice(sample.recall(search.found(at, at) < K * factor), at, factor)
-    now = time.perf_counter()
-    goal = LEVELS[-1] if now < deadline else ENOUGH
-    deadline = max(deadline, now + LADDER_SECONDS)
-    choices = [default]
-    if known is not None:
-        choices = _choices(search, default, values, least, reached, goal, deadline)
-    settings = [{**grid[each.at], "overfetch": each.factor} for each in choices]
-    recalls = (each.recall for each in choices)
-    return Measured(
-        {**grid[at], "overfetch": factor},
-        _ladder(zip(recalls, settings, strict=True)),
-    )
+    """Return the default and the ladder of a compressed type.
 
-
-def _choices(
-    search: _Overfetch,
-    default: _Choice,
-    values: Sequence[int],
-    least: NDArray[np.int64],
-    reached: Sequence[float],
-    goal: float,
-    deadline: float,
-) -> list[_Choice]:
-    """Return what takes least for each level, where it is known what is looked at.
-
-    One more search, as thorough as the time allows, tells of all cheaper settings
-    what they find at least.
-
-    Args:
-        search: what was searched so far.
-        default: what was chosen.
-        values: what each setting gives to the parameter of `least`.
-        least: from which value on a search looks at each neighbour.
-        reached: the share of neighbours that each setting looks at.
-        goal: the recall to search for.
-        deadline: when to end.
+    One search, thorough enough for a recall of ENOUGH, tells of all cheaper settings; a
+    more thorough one follows as the time allows.
     """
-    sample = search.sample
-    pace = search.seconds(default.at) / values[default.at]
-    searched = search.last()
-    last = max(searched, _first_of(reached, goal))
-    least_due = max(searched, _first_of(reached, ENOUGH))
-    left = deadline - time.perf_counter()
-    while last > least_due and len(sample.queries) * pace * values[last] > left:
-        last -= 1
-    wide = [most for most in OVERFETCH_STEPS if most >= default.factor]
-    for most in wide:
-        place, seconds = search.search(last, most)
-        recall = sample.recall(place < K * most)
-        again = MOST_SLOWER * seconds * len(sample.queries)
-        in_time = time.perf_counter() + again <= deadline
-        if recall >= min(goal if in_time else ENOUGH, reached[last]):
-            break
-
-    def choose(level: float, settings: Iterable[int]) -> list[_Choice]:
-        best: list[_Choice] = []
-        cost = math.inf
-        for at in settings:
-            if reached[at] < level or pace * values[at] >= cost:
-                continue
-            found = np.where(
-                least <= values[at], search.found(at, len(values)), NOWHERE
-            )
-            for factor in OVERFETCH:
-                recall = sample.recall(found < K * factor)
-                seconds = pace * values[at] + K * factor * RESCORE_SECONDS
-                if recall >= level and seconds < cost:
-                    best, cost = [_Choice(recall, at, factor)], seconds
-        return best
-
+    search = _Overfetch(sample, grid, known, places)
+    last = _first_of(search.looked_at, ENOUGH)
+    search.search_until(last, ENOUGH)
+    now = time.perf_counter()
+    if now < deadline:
+        deadline = max(deadline, now + LADDER_SECONDS)
+        more = _first_of(search.looked_at, LEVELS[-1])
+        while more > last and now + search.seconds(more) > deadline:
+            more -= 1
+        if more > last:
+            search.search(more, OVERFETCH_STEPS[1])
+            last = more
+    found = search.choose(TARGET_RECALL, range(last + 1))
+    if not found:
+        last = len(grid) - 1
+        recall = search.search(last, OVERFETCH[-1])
+        found = [_Choice(recall, last, OVERFETCH[-1])]
     # A higher level never takes a cheaper setting of the grid than a lower one.
-    choices = [default]
+    choices = found
     for level in LEVELS:
         if level > TARGET_RECALL:
-            choices += choose(level, range(choices[-1].at, last + 1))
+            choices = choices + search.choose(level, range(choices[-1].at, last + 1))
     for level in reversed(LEVELS):
         if level < TARGET_RECALL:
-            choices[:0] = choose(level, range(choices[0].at + 1))
-    return choices
+            choices = search.choose(level, range(choices[0].at + 1)) + choices
+    rungs = [
+        (each.recall, {**grid[each.at], "overfetch": each.factor}) for each in choices
+    ]
+    (default,) = found
+    return Measured(
+        {**grid[default.at], "overfetch": default.factor},
+        _ladder(rungs),
+    )
