@@ -17,7 +17,7 @@ from typing import Any
 
 import duckdb
 
-from benchmarks import report
+from benchmarks import report, summary
 from benchmarks.builds import run_build
 from benchmarks.changes import measure_changes
 from benchmarks.data import (
@@ -59,6 +59,7 @@ def main() -> None:
     report.show(results)
     if options.docs:
         report.put_into(results, REPOSITORY / "docs" / "performance.md")
+        summary.put_into(results, REPOSITORY / "README.md")
 
 
 def _measure(
@@ -266,7 +267,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--docs",
         action="store_true",
-        help="put the tables into docs/performance.md too",
+        help="put the tables into docs/performance.md and README.md, too",
     )
     return parser.parse_args()
 
