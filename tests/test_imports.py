@@ -23,6 +23,7 @@ LAYERS = [
     "ladders",
     "filters",
     "keeper",
+    "locks",
     "sizes",
     "segments",
     "samples",

@@ -2,13 +2,13 @@
 
 Locks: `Instance.lock` protects the dictionaries and the fields of the states below;
 it is held for moments and never while SQL runs, because the query that wants it may
-hold locks of DuckDB's.
+hold locks of DuckDB's. Finalizers of connections never wait for it (locks.py).
 """
 
 from __future__ import annotations
 
+import collections
 import logging
-import threading
 import time
 import weakref
 from collections.abc import Hashable
@@ -20,6 +20,7 @@ from duckvec import catalog, paths
 from duckvec.errors import ClosedError, VectorIndexError
 from duckvec.filters import CheckedFilters
 from duckvec.keeper import Keeper, Task
+from duckvec.locks import DeferringLock
 from duckvec.lookups import Lookups
 from duckvec.segments import Segment, SegmentRow
 from duckvec.selectivity import Selectivities
@@ -32,7 +33,7 @@ from duckvec.states import (
 )
 from duckvec.tables import Caller, Table, find_table
 from duckvec.tables import databases as attached_databases
-from duckvec.tracking import Generation
+from duckvec.tracking import Generation, Guard
 
 logger = logging.getLogger("duckvec")
 
@@ -40,8 +41,10 @@ logger = logging.getLogger("duckvec")
 loaded: dict[int, Instance] = {}
 forgotten: dict[int, Instance] = {}
 
-# How long the process's end waits for background work to stop.
+# How long the end of the process waits for background work to stop, and the collector
+# of garbage for another thread that forgets a connection.
 CLOSE_SECONDS = 10.0
+DROP_SECONDS = 0.05
 
 _DATABASE = """
 SELECT
@@ -69,7 +72,10 @@ class Instance:
     ) -> None:
         """Begin without sessions; `build_threads` 0: no background builds."""
         self.number = number
-        self.lock = threading.RLock()
+        self.lock = DeferringLock(self._forget_dropped)
+        # Numbers of sessions whose connection is gone; None: perhaps nothing is used.
+        self._dropped: collections.deque[int | None] = collections.deque()
+        self._dropping: set[int] = set()  # those whose guards still stand
         self.keeper = Keeper("duckvec-keeper", self._release_if_unused)
         self.armer = Keeper("duckvec-armer", self._release_if_unused)
         self.warden = Keeper("duckvec-warden")
@@ -95,9 +101,7 @@ class Instance:
             session = Session(connection)
             self.sessions[session.number] = session
             loaded[session.number] = self
-            finalizer = weakref.finalize(
-                connection, self._forget_session, session.number
-            )
+            finalizer = weakref.finalize(connection, self._drop_session, session.number)
             finalizer.atexit = False  # `close` does it, in order
             return session
 
@@ -316,30 +320,66 @@ class Instance:
         with self.lock:
             self._release()
 
+    def _drop_session(self, number: int) -> None:
+        """Forget a connection whose object is gone; called by the garbage collector.
+
+        In the middle of anything that any thread does: it waits for no lock. Where
+        another thread is at it, that is usually done in a moment, and waited for.
+        """
+        self._dropping.add(number)
+        self._dropped.append(number)
+        self._forget_dropped()
+        until = time.monotonic() + DROP_SECONDS
+        while number in self._dropping and time.monotonic() < until:
+            if self.lock.is_mine:
+                break  # it is done when this thread gives the lock back
+            time.sleep(0.001)
+            self._forget_dropped()
+
+    def _forget_dropped(self) -> None:
+        """Forget connections that are gone, unless others are at it now."""
+        while self._dropped and self.lock.enter_at_once():
+            guards: list[Guard] = []
+            try:
+                number = self._dropped.popleft() if self._dropped else None
+                if number is not None:
+                    guards = self._take_session(number)
+                elif self._is_unused():
+                    self._release()
+            finally:
+                self.lock.leave()
+            if number is not None:
+                _close_guards(guards)
+                self._dropped.append(None)
+                self._dropping.discard(number)
+
     def _forget_session(self, number: int) -> None:
         with self.lock:
-            loaded.pop(number, None)
-            session = self.sessions.pop(number, None)
-            if session is None:
-                return
-            if session.connection() is None:
-                forgotten[number] = self
-            guards = list(session.guards.values())
-            session.guards.clear()
-        for guard in guards:
-            try:
-                guard.close()
-            except duckdb.Error:
-                logger.debug("a guard was closed with its connection")
+            guards = self._take_session(number)
+        _close_guards(guards)
         self._release_if_unused()
+
+    def _take_session(self, number: int) -> list[Guard]:
+        """Remove a session, under the lock; return its guards, to be closed."""
+        loaded.pop(number, None)
+        session = self.sessions.pop(number, None)
+        if session is None:
+            return []
+        if session.connection() is None:
+            forgotten[number] = self
+        guards = list(session.guards.values())
+        session.guards.clear()
+        return guards
 
     def _release_if_unused(self) -> None:
         """Let go of everything once no connection is left and no work goes on."""
         with self.lock:
-            threads = (self.keeper, self.armer, self.sealer)
-            busy = any(thread.pending() for thread in threads)
-            if not self.sessions and not busy:
+            if self._is_unused():
                 self._release()
+
+    def _is_unused(self) -> bool:
+        threads = (self.keeper, self.armer, self.sealer)
+        return not self.sessions and not any(each.pending() for each in threads)
 
     def _release(self) -> None:
         """Close the opened segments, and delete the folders of in-memory databases."""
@@ -355,6 +395,14 @@ class Instance:
             paths.remove_orphans(folder, set())
             paths.remove_folder_if_empty(folder)
         self._temporary_folders.clear()
+
+
+def _close_guards(guards: list[Guard]) -> None:
+    for guard in guards:
+        try:
+            guard.close()
+        except duckdb.Error:
+            logger.debug("a guard was closed with its connection")
 
 
 def _named_files(state: DatabaseState) -> set[str]:

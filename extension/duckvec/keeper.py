@@ -211,10 +211,17 @@ class Keeper:
                 self._start()
 
     def pending(self) -> list[Task]:
-        """Return the task that runs and those that wait for it."""
-        with self._lock:
-            tasks = [self._current, *self._queue]
-            return [task for task in tasks if task is not None and not task.done]
+        """Return the task that runs and those that wait for it.
+
+        Without a lock: finalizers call it.
+        """
+        waiting = self._queue.copy()  # before the one that runs, which is taken from it
+        tasks = [self._current, *waiting]
+        return [
+            task
+            for number, task in enumerate(tasks)
+            if task is not None and not task.done and task not in tasks[:number]
+        ]
 
     def cancel(self) -> None:
         """Cancel all tasks, and take no new ones."""
@@ -243,7 +250,9 @@ class Keeper:
         while True:
             self._wake.clear()
             with self._lock:
-                task = self._current = self._queue.popleft() if self._queue else None
+                task = self._current = self._queue[0] if self._queue else None
+                if task is not None:
+                    self._queue.popleft()  # `pending` sees it at every moment
                 look = self._look
                 over = task is None and (self._stopping or (look is None and idle))
                 if over:

@@ -111,7 +111,7 @@ class Segment:
     ) -> None:
         self.row = row
         self._folder = folder
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a finalizer may close it in between
         self._index = index
         self.error: str | None = None
         self.samples: tuple[tuple[int, int], ...] = ()
