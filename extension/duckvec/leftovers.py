@@ -24,11 +24,12 @@ MOST_RETRY_SECONDS = 300.0
 class Leftovers:
     """What could not be deleted yet; any thread may call any method.
 
-    The lock is held for moments, and never while a file is deleted.
+    The lock is held for moments, and never while a file is deleted. A finalizer may
+    come while its own thread holds it.
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._left: set[Path] = set()
         self._failures = 0
         self._retry_at = 0.0
