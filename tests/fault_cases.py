@@ -135,9 +135,10 @@ def files(con: duckdb.DuckDBPyConnection, place: Path) -> tuple[set[str], set[st
     return there, {row[0] for row in con.execute(NAMED).fetchall()}
 
 
-def route(con: duckdb.DuckDBPyConnection) -> str:
+def route(con: duckdb.DuckDBPyConnection, query: list[float] | None = None) -> str:
+    """Return how a search is answered."""
     text = "SELECT route FROM vector_explain('items', $q)"
-    [(found,)] = con.execute(text, {"q": ROWS.query(2)}).fetchall()
+    [(found,)] = con.execute(text, {"q": query or ROWS.query(2)}).fetchall()
     return str(found)
 
 
