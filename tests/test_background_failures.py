@@ -13,7 +13,7 @@ import duckdb
 import pytest
 
 import duckvec
-from duckvec import keeper, moves, proving, upkeep, writer
+from duckvec import keeper, moves, proving, reader, segments, upkeep, writer
 from duckvec.errors import BusyError
 from duckvec.keeper import Keeper
 from tests.data import (
@@ -109,7 +109,7 @@ def test_each_try_comes_later_than_the_one_before(
     con: duckdb.DuckDBPyConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(upkeep, "RETRY_SECONDS", 0.2)
-    fault = Fault(writer.write_segment, FULL)
+    fault = Fault(segments.write_segment, FULL)
     monkeypatch.setattr(writer, "write_segment", fault)
     insert(con, ROWS, 0, 600)
     eventually(lambda: len(fault.times) >= 4, 30)
@@ -139,7 +139,7 @@ def test_a_proof_that_fails_disturbs_no_query(
     create(con, "IVF_FLAT")
     con.close()
     monkeypatch.setattr(upkeep, "RETRY_SECONDS", 0.0)
-    fault = Fault(proving.read_vectors, error)
+    fault = Fault(reader.read_vectors, error)
     monkeypatch.setattr(proving, "read_vectors", fault)
     con = duckvec.connect(str(path), background=False)
     check_queries(con, 1000)

@@ -16,7 +16,7 @@ import duckdb
 import pytest
 
 import duckvec
-from duckvec import builder, paths, upkeep
+from duckvec import builder, paths, steps, upkeep
 from duckvec.index_types import get_index_type
 from duckvec.metrics import METRICS
 from tests.data import (
@@ -229,7 +229,7 @@ def test_a_new_folder_and_its_files_are_flushed_before_the_commit(
 ) -> None:
     events: list[str] = []
     fsync, replace = paths.fsync, os.replace
-    commit = builder.commit
+    commit = steps.commit
 
     def noting_fsync(what: Path) -> None:
         fsync(what)
