@@ -9,6 +9,7 @@ parent then opens the database and compares it with what was committed.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import multiprocessing
 import os
 import random
@@ -27,7 +28,7 @@ import numpy as np
 import pyarrow as pa
 
 import duckvec
-from duckvec import builder, catalog, chains, leftovers, paths, rewriting, segments
+from duckvec import builder, catalog, guards, leftovers, paths, rewriting, segments
 from duckvec.states import DatabaseState, IndexState
 from duckvec.writer import SegmentWriter
 from tests.data import EXHAUSTIVE, FUNCTIONS, PARAMS, create
@@ -36,6 +37,7 @@ from tests.upkeep import impatient, let_background_end
 DIMENSION = 8
 LONGEST_SECONDS = 1.0
 HANG_SECONDS = 60
+CONFIG = {"threads": 1}  # libraries with more of them wait for each other busily
 ROUNDS_OF_ONE_DATABASE = 12
 # A step of ours by name: where it is called from, and its name there.
 POINTS: dict[str, tuple[Any, str]] = {
@@ -53,7 +55,7 @@ POINTS: dict[str, tuple[Any, str]] = {
     "seal or merge committed": (rewriting, "commit"),
     "files kept": (SegmentWriter, "keep"),
     "published": (IndexState, "use"),
-    "marked": (chains, "mark"),
+    "marked": (guards, "mark"),
     "old files deleted after a build or drop": (builder, "remove_files"),
     "old files deleted after a merge": (rewriting, "remove_files"),
     "one file deleted": (leftovers.Leftovers, "discard"),
@@ -160,46 +162,89 @@ def draw_change(chance: random.Random, blocks: dict[int, tuple[int, int]]) -> Ch
     return Change(end, chance.choice([1, 40, 250, 700]), 1)
 
 
-def work(path: str, seed: int, blocks: Any, death: Death, pipe: Connection) -> None:
-    """Work on the database until death; the child's whole life."""
+# What the child does at random, and how often.
+ACTIONS = {
+    "change": 60,
+    "create": 16,
+    "drop": 4,
+    "compact": 7,
+    "checkpoint": 7,
+    "search": 6,
+}
+# What comes by every point.
+ALL_POINTS = ("create", "change", "change", "compact", "create", "wait", "drop")
+
+
+def work(
+    path: str,
+    seed: int,
+    blocks: dict[int, tuple[int, int]],
+    death: Death,
+    plan: tuple[str, ...],
+    pipe: Connection,
+) -> None:
+    """Work on the database until death; the child's whole life.
+
+    Args:
+        path: the database file.
+        seed: of what is random.
+        blocks: what is in the table, as Victim has it.
+        death: when to die.
+        plan: what is done at first, and never without it.
+        pipe: where it is told.
+    """
     chance = random.Random(seed)
     arm(death)
     with impatient():
-        con = duckvec.connect(path)
+        con = duckvec.connect(path, background=not plan, config=CONFIG)
         pipe.send("opened")
-        while True:
-            choice = chance.random()
-            if choice < 0.6:
-                change = draw_change(chance, blocks)
-                pipe.send(change)
-                change.run(con)
-                pipe.send("committed")
-                blocks[change.first] = (change.count, change.version)
-            elif choice < 0.76:
-                kind = chance.choice(list(PARAMS))
-                pipe.send(f"create {kind}")
-                create(con, kind, metric=chance.choice(list(FUNCTIONS)))
-            elif choice < 0.8:
-                pipe.send("drop")
-                con.execute("CALL drop_vector_index('items')").fetchall()
-            elif choice < 0.87:
-                pipe.send("compact")
-                with contextlib.suppress(duckdb.Error):  # there may be no index
-                    con.execute("CALL vector_compact('items')").fetchall()
-            elif choice < 0.94:
-                pipe.send("checkpoint")
-                with contextlib.suppress(duckdb.Error):  # a guard may be in the way
-                    con.execute("CHECKPOINT")
-            else:
-                pipe.send("search")
-                query = [float(chance.gauss(0, 1)) for _ in range(DIMENSION)]
-                con.execute("FROM vector_search('items', $q)", {"q": query}).fetchall()
+        for action in itertools.chain(plan, iter(lambda: draw_action(chance), "")):
+            act(con, action, chance, blocks, pipe)
+
+
+def draw_action(chance: random.Random) -> str:
+    """Return one of ACTIONS."""
+    return chance.choices(list(ACTIONS), list(ACTIONS.values()))[0]
+
+
+def act(
+    con: duckdb.DuckDBPyConnection,
+    action: str,
+    chance: random.Random,
+    blocks: dict[int, tuple[int, int]],
+    pipe: Connection,
+) -> None:
+    """Do one thing, and tell of it."""
+    if action == "change":
+        change = draw_change(chance, blocks)
+        pipe.send(change)
+        change.run(con)
+        pipe.send("committed")
+        blocks[change.first] = (change.count, change.version)
+        return
+    kind = chance.choice(list(PARAMS))
+    pipe.send(f"create {kind}" if action == "create" else action)
+    if action == "create":
+        create(con, kind, metric=chance.choice(list(FUNCTIONS)))
+    elif action == "drop":
+        con.execute("CALL drop_vector_index('items')").fetchall()
+    elif action == "compact":
+        with contextlib.suppress(duckdb.Error):  # there may be no index
+            con.execute("CALL vector_compact('items')").fetchall()
+    elif action == "checkpoint":
+        with contextlib.suppress(duckdb.Error):  # a guard may be in the way
+            con.execute("CHECKPOINT")
+    elif action == "wait":
+        duckvec.load(con).wait()
+    else:
+        query = [chance.gauss(0, 1) for _ in range(DIMENSION)]
+        con.execute("FROM vector_search('items', $q)", {"q": query}).fetchall()
 
 
 def only_open(path: str, death: Death, pipe: Connection) -> None:
     """Open the database, and search, until death."""
     arm(death)
-    con = duckvec.connect(path)
+    con = duckvec.connect(path, config=CONFIG)
     pipe.send("opened")
     con.execute("FROM vector_indexes()").fetchall()
     query = [1.0] * DIMENSION
@@ -230,8 +275,18 @@ class Victim:
     blocks: dict[int, tuple[int, int]] = field(default_factory=dict)
     doubtful: Change | None = None
 
-    def kill_a_child(self, seed: int, death: Death, opening: bool = False) -> str:
-        """Let a child work, or just open, until its death; return what it did last."""
+    def kill_a_child(
+        self,
+        seed: int,
+        death: Death,
+        plan: tuple[str, ...] = (),
+        opening: bool = False,
+    ) -> tuple[str, bool]:
+        """Let a child work, or just open, until its death.
+
+        Returns:
+            What it did last, and whether it came to the point where it was to die.
+        """
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["tests.killing"])
         mine, its = context.Pipe(duplex=False)
@@ -240,12 +295,12 @@ class Victim:
             context.Process(target=only_open, args=(*common, death, its))
             if opening
             else context.Process(
-                target=work, args=(*common, seed, dict(self.blocks), death, its)
+                target=work, args=(*common, seed, dict(self.blocks), death, plan, its)
             )
         )
         process.start()
         its.close()
-        last = "nothing"
+        last, at_its_point = "nothing", False
         until: float | None = time.monotonic() + HANG_SECONDS
         try:
             while True:
@@ -263,7 +318,7 @@ class Victim:
                     continue
                 last = str(message)
         except EOFError:
-            pass  # it died by itself
+            at_its_point = True  # it died by itself
         process.kill()
         process.join()
         # What it told before it died may still be in the pipe.
@@ -277,7 +332,7 @@ class Victim:
                     self.doubtful = None
         if process.exitcode != -signal.SIGKILL:
             raise Damage(f"the child ended by {process.exitcode}, after: {last}")
-        return last
+        return last, at_its_point
 
     def check_rows(self, con: duckdb.DuckDBPyConnection) -> None:
         """Compare the rows with what was committed.
@@ -402,7 +457,7 @@ def check(victim: Victim, chance: random.Random, counts: Counter[str]) -> None:
             con.execute("CHECKPOINT")
         con.close()
         counts["opened without duckvec first"] += 1
-    con = duckvec.connect(str(victim.path), background=False)
+    con = duckvec.connect(str(victim.path), background=False, config=CONFIG)
     try:
         victim.check_rows(con)
         victim.check_files(con)
@@ -443,8 +498,10 @@ def kill_again_and_again(
         number += 1
         death = draw_death(chance)
         try:
-            last = victim.kill_a_child(chance.randrange(1 << 30), death)
+            last, at_its_point = victim.kill_a_child(chance.randrange(1 << 30), death)
             counts["kills"] += 1
+            if at_its_point:
+                counts[f"killed at the point: {death.point}"] += 1
             counts[f"killed during: {last.split('(')[0]}"] += 1
             while chance.random() < 0.2:
                 again = draw_death(chance)

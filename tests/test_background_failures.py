@@ -13,7 +13,7 @@ import duckdb
 import pytest
 
 import duckvec
-from duckvec import keeper, moves, proving, reader, segments, upkeep, writer
+from duckvec import guards, keeper, moves, proving, reader, segments, upkeep, writer
 from duckvec.errors import BusyError
 from duckvec.keeper import Keeper
 from tests.data import (
@@ -76,11 +76,15 @@ def check_queries(con: duckdb.DuckDBPyConnection, rows: int) -> None:
     con.execute("FROM vector_explain('items', $q)", {"q": query}).fetchall()
 
 
-@pytest.mark.parametrize("error", FAILURES, ids=lambda error: type(error).__name__)
 @pytest.mark.parametrize(
-    ("module", "name"),
-    [(writer, "write_segment"), (moves, "settle"), (upkeep, "locate")],
-    ids=["writing", "following its table", "looking at its table"],
+    ("module", "name", "error"),
+    [
+        (writer, "write_segment", FAILURES[0]),
+        (writer, "write_segment", FAILURES[1]),
+        (moves, "settle", FAILURES[2]),
+        (moves, "settle", FAILURES[3]),
+        (upkeep, "locate", FAILURES[0]),
+    ],
 )
 def test_a_failure_shows_and_is_logged_and_retried(
     module: Any,
@@ -186,3 +190,25 @@ def test_what_recovers_without_work_is_forgotten(
     fault.error = None
     eventually(lambda: info(con)["last_error"] is None, 20)
     assert info(con)["unindexed_rows"] == 10
+
+
+@pytest.mark.parametrize("error", FAILURES, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize(
+    ("module", "name"), [(moves, "is_rewritten"), (guards, "commit_epoch")]
+)
+def test_what_a_search_waits_for_may_fail(
+    module: Any,
+    name: str,
+    error: BaseException,
+    path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    con = duckvec.connect(str(path), background=False)
+    create_table(con, ROWS)
+    create(con, "IVF_FLAT")
+    con.execute("UPDATE items SET price = 1 WHERE id = 1")
+    fault = Fault(getattr(module, name), error)
+    monkeypatch.setattr(module, name, fault)
+    check_queries(con, 1000)
+    assert fault.times
+    con.close()
