@@ -1,17 +1,14 @@
 """Processes that work on a database and are killed: nothing is lost, nothing stays.
 
-A child inserts, deletes, builds, seals, merges, drops and checkpoints. It tells its
-parent through a pipe what it is about to do and what it has committed, and dies by
-SIGKILL: at a random time, or at a named point, before or after a step of ours. The
-parent then opens the database and compares it with what was committed.
+A child inserts, deletes, builds, seals, merges, drops and checkpoints (dying.py), and
+dies by SIGKILL: at a random time, or at a named point, before or after a step of ours.
+The parent then opens the database and compares it with what was committed.
 """
 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import multiprocessing
-import os
 import random
 import shutil
 import signal
@@ -19,241 +16,29 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
 import duckdb
 import numpy as np
-import pyarrow as pa
 
 import duckvec
-from duckvec import builder, catalog, guards, leftovers, paths, rewriting, segments
-from duckvec.states import DatabaseState, IndexState
-from duckvec.writer import SegmentWriter
-from tests.data import EXHAUSTIVE, FUNCTIONS, PARAMS, create
-from tests.upkeep import impatient, let_background_end
+from duckvec import paths
+from tests.data import EXHAUSTIVE, FUNCTIONS, create
+from tests.dying import (
+    CONFIG,
+    DIMENSION,
+    HANG_SECONDS,
+    Change,
+    Death,
+    NewIndex,
+    draw_death,
+    only_open,
+    vectors_of,
+    work,
+)
+from tests.upkeep import let_background_end
 
-DIMENSION = 8
-LONGEST_SECONDS = 1.0
-HANG_SECONDS = 60
-CONFIG = {"threads": 1}  # libraries with more of them wait for each other busily
 ROUNDS_OF_ONE_DATABASE = 12
-# A step of ours by name: where it is called from, and its name there.
-POINTS: dict[str, tuple[Any, str]] = {
-    "folder made": (paths, "make_folder"),
-    "index file written": (segments, "file_checksum"),
-    "file flushed": (paths, "fsync"),
-    "file renamed": (os, "replace"),
-    "both files published": (paths, "publish"),
-    "catalog made": (catalog, "create"),
-    "catalog rows written": (catalog, "replace_index"),
-    "epoch written": (catalog, "insert_epoch"),
-    "old epochs deleted": (catalog, "delete_epochs"),
-    "committed": (DatabaseState, "count_commit"),
-    "build committed": (builder, "commit"),
-    "seal or merge committed": (rewriting, "commit"),
-    "files kept": (SegmentWriter, "keep"),
-    "published": (IndexState, "use"),
-    "marked": (guards, "mark"),
-    "old files deleted after a build or drop": (builder, "remove_files"),
-    "old files deleted after a merge": (rewriting, "remove_files"),
-    "one file deleted": (leftovers.Leftovers, "discard"),
-}
-
-
-@dataclass(frozen=True)
-class Death:
-    """How a child dies.
-
-    Attributes:
-        point: one of POINTS; None: at a random time.
-        after: whether after the step, else before it.
-        times: at the so manieth time.
-        seconds: when at the latest.
-    """
-
-    point: str | None
-    after: bool
-    times: int
-    seconds: float
-
-
-def draw_death(chance: random.Random) -> Death:
-    """Return a death: at a named point twice as often as at a random time."""
-    point = chance.choice(list(POINTS)) if chance.random() < 2 / 3 else None
-    times = 1 if chance.random() < 0.5 else chance.randint(2, 6)
-    seconds = LONGEST_SECONDS if point else chance.uniform(0.01, LONGEST_SECONDS)
-    return Death(point, chance.random() < 0.5, times, seconds)
-
-
-def arm(death: Death) -> None:
-    """Let this process die at the named point."""
-    if death.point is None:
-        return
-    owner, name = POINTS[death.point]
-    step = getattr(owner, name)
-    left = death.times
-
-    def dying(*arguments: Any, **named: Any) -> Any:
-        nonlocal left
-        left -= 1
-        if left == 0 and not death.after:
-            os.kill(os.getpid(), signal.SIGKILL)
-        result = step(*arguments, **named)
-        if left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return result
-
-    setattr(owner, name, dying)
-
-
-# What the child does
-
-
-def vectors_of(first: int, count: int, version: int) -> pa.Table:
-    """Return rows of `items`: each vector follows from its row's id and version."""
-    rng = np.random.default_rng([first, version])
-    flat = pa.array(rng.standard_normal(count * DIMENSION).astype(np.float32))
-    return pa.table(
-        {
-            "id": np.arange(first, first + count),
-            "version": np.full(count, version),
-            "embedding": pa.FixedSizeListArray.from_arrays(flat, DIMENSION),
-        }
-    )
-
-
-@dataclass(frozen=True)
-class Change:
-    """A transaction that changes rows: `first` to `first + count` get a version.
-
-    They are inserted where the version is 1, get new vectors where it is higher, and
-    are deleted where it is 0.
-    """
-
-    first: int
-    count: int
-    version: int
-
-    def run(self, con: duckdb.DuckDBPyConnection) -> None:
-        """Commit it."""
-        rows = vectors_of(self.first, self.count, self.version)
-        con.execute("BEGIN")
-        if self.version != 1:
-            con.execute(
-                "DELETE FROM items WHERE id BETWEEN ? AND ?",
-                [self.first, self.first + self.count - 1],
-            )
-        if self.version:
-            con.execute("INSERT INTO items SELECT * FROM rows")
-        con.execute("COMMIT")
-        del rows
-
-
-def draw_change(chance: random.Random, blocks: dict[int, tuple[int, int]]) -> Change:
-    """Return a change of one block of rows; `blocks`: count and version by first id."""
-    there = [first for first, (_, version) in blocks.items() if version]
-    if there and chance.random() < 0.35:
-        first = chance.choice(there)
-        count, version = blocks[first]
-        return Change(first, count, 0 if chance.random() < 0.6 else version + 1)
-    end = max((first + count for first, (count, _) in blocks.items()), default=0)
-    return Change(end, chance.choice([1, 40, 250, 700]), 1)
-
-
-# What the child does at random, and how often.
-ACTIONS = {
-    "change": 60,
-    "create": 16,
-    "drop": 4,
-    "compact": 7,
-    "checkpoint": 7,
-    "search": 6,
-}
-# What comes by every point.
-ALL_POINTS = ("create", "change", "change", "compact", "create", "wait", "drop")
-
-
-def work(
-    path: str,
-    seed: int,
-    blocks: dict[int, tuple[int, int]],
-    death: Death,
-    plan: tuple[str, ...],
-    pipe: Connection,
-) -> None:
-    """Work on the database until death; the child's whole life.
-
-    Args:
-        path: the database file.
-        seed: of what is random.
-        blocks: what is in the table, as Victim has it.
-        death: when to die.
-        plan: what is done at first, and never without it.
-        pipe: where it is told.
-    """
-    chance = random.Random(seed)
-    arm(death)
-    with impatient():
-        con = duckvec.connect(path, background=not plan, config=CONFIG)
-        pipe.send("opened")
-        for action in itertools.chain(plan, iter(lambda: draw_action(chance), "")):
-            act(con, action, chance, blocks, pipe)
-
-
-def draw_action(chance: random.Random) -> str:
-    """Return one of ACTIONS."""
-    return chance.choices(list(ACTIONS), list(ACTIONS.values()))[0]
-
-
-def act(
-    con: duckdb.DuckDBPyConnection,
-    action: str,
-    chance: random.Random,
-    blocks: dict[int, tuple[int, int]],
-    pipe: Connection,
-) -> None:
-    """Do one thing, and tell of it."""
-    if action == "change":
-        change = draw_change(chance, blocks)
-        pipe.send(change)
-        change.run(con)
-        pipe.send("committed")
-        blocks[change.first] = (change.count, change.version)
-        return
-    kind = chance.choice(list(PARAMS))
-    pipe.send(f"create {kind}" if action == "create" else action)
-    if action == "create":
-        create(con, kind, metric=chance.choice(list(FUNCTIONS)))
-    elif action == "drop":
-        con.execute("CALL drop_vector_index('items')").fetchall()
-    elif action == "compact":
-        with contextlib.suppress(duckdb.Error):  # there may be no index
-            con.execute("CALL vector_compact('items')").fetchall()
-    elif action == "checkpoint":
-        with contextlib.suppress(duckdb.Error):  # a guard may be in the way
-            con.execute("CHECKPOINT")
-    elif action == "wait":
-        duckvec.load(con).wait()
-    else:
-        query = [chance.gauss(0, 1) for _ in range(DIMENSION)]
-        con.execute("FROM vector_search('items', $q)", {"q": query}).fetchall()
-
-
-def only_open(path: str, death: Death, pipe: Connection) -> None:
-    """Open the database, and search, until death."""
-    arm(death)
-    con = duckvec.connect(path, config=CONFIG)
-    pipe.send("opened")
-    con.execute("FROM vector_indexes()").fetchall()
-    query = [1.0] * DIMENSION
-    con.execute("FROM vector_search('items', $q)", {"q": query}).fetchall()
-    duckvec.load(con).wait()
-    time.sleep(HANG_SECONDS)
-
-
-# What the parent does
 
 
 class Damage(AssertionError):
@@ -268,12 +53,14 @@ class Victim:
         path: the database file.
         blocks: number of rows and version of each block of rows, by its first id;
             version 0: deleted.
+        index: the type of the index; None: there never was one.
         doubtful: a change that may have been committed.
     """
 
     path: Path
     blocks: dict[int, tuple[int, int]] = field(default_factory=dict)
-    doubtful: Change | None = None
+    index: str | None = None
+    doubtful: Change | NewIndex | None = None
 
     def kill_a_child(
         self,
@@ -288,7 +75,7 @@ class Victim:
             What it did last, and whether it came to the point where it was to die.
         """
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["tests.killing"])
+        context.set_forkserver_preload(["tests.dying"])
         mine, its = context.Pipe(duplex=False)
         common = (str(self.path),)
         process = (
@@ -310,7 +97,7 @@ class Victim:
                 message = mine.recv()
                 if message == "opened":
                     until = time.monotonic() + death.seconds
-                elif isinstance(message, Change):
+                elif isinstance(message, Change | NewIndex):
                     self.doubtful = message
                 elif message == "committed" and self.doubtful is not None:
                     self._apply(self.doubtful)
@@ -325,7 +112,7 @@ class Victim:
         with contextlib.suppress(EOFError, OSError):
             while mine.poll(0):
                 message = mine.recv()
-                if isinstance(message, Change):
+                if isinstance(message, Change | NewIndex):
                     self.doubtful = message
                 elif message == "committed" and self.doubtful is not None:
                     self._apply(self.doubtful)
@@ -334,12 +121,19 @@ class Victim:
             raise Damage(f"the child ended by {process.exitcode}, after: {last}")
         return last, at_its_point
 
+    def work_here(self, con: duckdb.DuckDBPyConnection, change: Change) -> None:
+        """Commit a change from this process."""
+        change.run(con)
+        self._apply(change)
+
     def check_rows(self, con: duckdb.DuckDBPyConnection) -> None:
         """Compare the rows with what was committed.
 
         Raises:
-            Damage: a committed row is missing or another, or a change came in part.
+            Damage: a committed row is missing or another, or a change came in part,
+                or the index is not that which was created last.
         """
+        self._check_index(con)
         found = dict(
             (first, (count, version))
             for first, count, version in con.execute(
@@ -351,7 +145,7 @@ class Victim:
             ).fetchall()
         )
         wanted = {first: block for first, block in self.blocks.items() if block[1]}
-        if self.doubtful is not None and found != wanted:
+        if isinstance(self.doubtful, Change) and found != wanted:
             self._apply(self.doubtful)
             wanted = {first: block for first, block in self.blocks.items() if block[1]}
         self.doubtful = None
@@ -426,11 +220,27 @@ class Victim:
                 raise Damage(f"{kind}: a row is found twice")
         return count
 
-    def _apply(self, change: Change) -> None:
-        self.blocks[change.first] = (change.count, change.version)
+    def _check_index(self, con: duckdb.DuckDBPyConnection) -> None:
+        schemas = con.execute("SELECT schema_name FROM duckdb_schemas()").fetchall()
+        found = None
+        if ("duckvec",) in schemas:
+            rows = con.execute("SELECT index_type FROM duckvec.indexes").fetchall()
+            found = rows[0][0] if rows else None
+        if isinstance(self.doubtful, NewIndex) and found == self.doubtful.kind:
+            self.index = found
+        # A drop where there was no index leaves no row.
+        if found != self.index and (found, self.index) != (None, "FLAT"):
+            raise Damage(f"the index is {found}, not {self.index}")
+
+    def _apply(self, change: Change | NewIndex) -> None:
+        if isinstance(change, NewIndex):
+            self.index = change.kind
+        else:
+            self.blocks[change.first] = (change.count, change.version)
 
     def _firsts(self) -> list[int]:
-        pending = [] if self.doubtful is None else [self.doubtful.first]
+        doubtful = self.doubtful
+        pending = [doubtful.first] if isinstance(doubtful, Change) else []
         return sorted({*self.blocks, *pending})
 
 
@@ -442,6 +252,19 @@ def new_victim(path: Path) -> Victim:
     )
     con.close()
     return Victim(path)
+
+
+def indexed_victim(path: Path) -> Victim:
+    """Make a table with an index and a tail."""
+    victim = new_victim(path)
+    con = duckvec.connect(str(path), background=False, config=CONFIG)
+    victim.work_here(con, Change(0, 250, 1))
+    create(con, "IVF_FLAT")
+    victim.index = "IVF_FLAT"
+    victim.work_here(con, Change(250, 40, 1))
+    con.close()
+    let_background_end()
+    return victim
 
 
 def check(victim: Victim, chance: random.Random, counts: Counter[str]) -> None:
@@ -471,7 +294,8 @@ def check(victim: Victim, chance: random.Random, counts: Counter[str]) -> None:
         if broken:
             raise Damage(f"an index is {broken}")
         if chance.random() < 0.3:
-            create(con, chance.choice(list(EXHAUSTIVE)))
+            victim.index = chance.choice(list(EXHAUSTIVE))
+            create(con, victim.index)
             counts["searches compared"] += victim.check_searches(con, chance, 1)
             victim.check_files(con)
             counts["builds afterwards"] += 1

@@ -9,31 +9,35 @@ from pathlib import Path
 
 import pytest
 
+from tests.dying import ALL_POINTS, POINTS, Change, Death
 from tests.killing import (
-    ALL_POINTS,
-    POINTS,
-    Change,
     Damage,
-    Death,
     check,
+    indexed_victim,
     kill_again_and_again,
     new_victim,
 )
+
+FIRST_ONLY = ("catalog made", "folder made")
+COMMITS = ("catalog rows written", "build committed", "seal or merge committed")
+DEATHS = [(point, True) for point in POINTS] + [(point, False) for point in COMMITS]
 
 
 @pytest.mark.parametrize("half", [0, 1])
 def test_killed_at_every_named_point(half: int, tmp_path: Path) -> None:
     chance = random.Random(half)
     counts: Counter[str] = Counter()
-    for number, point in enumerate(list(POINTS)[half::2]):
-        victim = new_victim(tmp_path / f"{number}.db")
-        # At its second time there is an index already; a catalog is made but once.
-        times = 2 if number % 3 == 1 and point != "catalog made" else 1
-        death = Death(point, bool(number % 2), times, 20)
-        last, at_its_point = victim.kill_a_child(number, death, ALL_POINTS)
+    for number, (point, after) in enumerate(DEATHS[half::2]):
+        path = tmp_path / f"{number}.db"
+        first = point in FIRST_ONLY
+        victim = new_victim(path) if first else indexed_victim(path)
+        plan = ("change", "create") if first else ALL_POINTS
+        last, at_its_point = victim.kill_a_child(
+            number, Death(point, after, 1, 20), plan
+        )
         assert at_its_point, f"{point} did not come by {last}"
         check(victim, chance, counts)
-    assert counts["searches compared"] >= 5 * len(POINTS) // 2
+    assert counts["searches compared"] >= 5 * (len(DEATHS) // 2)
 
 
 @pytest.mark.core
@@ -54,3 +58,10 @@ def test_a_row_that_is_lost_is_noticed(tmp_path: Path) -> None:
     victim.doubtful = Change(0, 40, 1)  # it may have been committed, and was not
     check(victim, random.Random(1), Counter())
     assert not victim.blocks.get(0, (0, 0))[1]
+
+
+def test_an_index_that_is_lost_is_noticed(tmp_path: Path) -> None:
+    victim = new_victim(tmp_path / "test.db")
+    victim.index = "IVF_FLAT"
+    with pytest.raises(Damage, match="index is None"):
+        check(victim, random.Random(1), Counter())
