@@ -13,7 +13,17 @@ import duckdb
 import pytest
 
 import duckvec
-from duckvec import guards, keeper, moves, proving, reader, segments, upkeep, writer
+from duckvec import (
+    chains,
+    guards,
+    keeper,
+    moves,
+    proving,
+    reader,
+    segments,
+    upkeep,
+    writer,
+)
 from duckvec.errors import BusyError
 from duckvec.keeper import Keeper
 from tests.data import (
@@ -190,6 +200,31 @@ def test_what_recovers_without_work_is_forgotten(
     fault.error = None
     eventually(lambda: info(con)["last_error"] is None, 20)
     assert info(con)["unindexed_rows"] == 10
+
+
+def test_a_database_that_cannot_be_written_to_says_why_entries_are_not_matched(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    con = duckvec.connect(str(path), background=False)
+    create_table(con, ROWS)
+    create(con, "IVF_FLAT")
+    con.close()
+    faults = [
+        Fault(chains.commit_epoch, FAILURES[3]),
+        Fault(chains.commit_epoch, FAILURES[3]),
+    ]
+    monkeypatch.setattr(chains, "commit_epoch", faults[0])
+    monkeypatch.setattr(guards, "commit_epoch", faults[1])
+    con = duckvec.connect(str(path), background=False)
+    check_queries(con, 1000)
+    row = info(con)
+    assert row["state"] == "stale"
+    assert row["last_error"] == str(FAILURES[3])
+    for fault in faults:
+        fault.error = None
+    check_queries(con, 1000)
+    assert (info(con)["state"], info(con)["last_error"]) == ("ready", None)
+    con.close()
 
 
 @pytest.mark.parametrize("error", FAILURES, ids=lambda error: type(error).__name__)

@@ -16,6 +16,8 @@ import logging
 import time
 from collections.abc import Iterator
 
+import duckdb
+
 from duckvec import moves, policy
 from duckvec.chains import current_chain
 from duckvec.finding import settle
@@ -145,7 +147,13 @@ def _prepare(task: Task, instance: Instance, state: DatabaseState) -> None:
     indexes = [i for i in list(state.indexes.values()) if not i.row.dropped]
     if not indexes:
         return
-    chain = current_chain(task, instance, state)
+    try:
+        chain = current_chain(task, instance, state)
+    except (duckdb.Error, OSError, RuntimeError, MemoryError) as error:
+        for index in indexes:
+            if not index.failures:  # a proof that goes well takes it away
+                index.last_error = str(error)
+        raise
     for index in indexes:
         task.check()
         with recording(index):
