@@ -1,7 +1,8 @@
 """A long random test: `python -m tests.soak --minutes 20 --seed 1`.
 
 Compares searches with exact SQL in random worlds, then among threads, then over many
-lives of a connection, and prints what it did. Ends with 1, and says how to run the same
+lives of a connection, then after kills and faults of the file system, and prints what
+it did. Ends with 1, and says how to run the same
 again, when anything was wrong. `--replay FILE` runs a list of operations again, and
 `--shrink` makes it smaller first.
 """
@@ -27,6 +28,8 @@ from tests.differential import (
     run_steps,
     shrink,
 )
+from tests.fault_cases import soak_faults
+from tests.killing import soak_kills
 from tests.lifecycle import LeftOver, run_lives
 from tests.race import Plan, Race
 
@@ -119,7 +122,11 @@ def main() -> int:
     add = parser.add_argument
     add("--minutes", type=float, default=20, help="how long all of it runs, about")
     add("--seed", type=int, default=int(time.time()), help="default: the time")
-    add("--only", choices=["worlds", "threads", "lives"], help="one part only")
+    add(
+        "--only",
+        choices=["worlds", "threads", "lives", "kills", "faults"],
+        help="one part only",
+    )
     add("--replay", type=Path, metavar="FILE", help="run these operations again")
     add("--shrink", action="store_true", help="make the list of --replay smaller first")
     add("--verbose", action="store_true", help="print each statement of --replay")
@@ -134,8 +141,10 @@ def main() -> int:
         "worlds": lambda share: soak_worlds(seed, share * seconds, folder),
         "threads": lambda share: soak_threads(seed, share * seconds, folder),
         "lives": lambda share: soak_lives(seed, rounds, folder),
+        "kills": lambda share: soak_kills(seed, share * seconds, folder),
+        "faults": lambda share: soak_faults(seed, share * seconds, folder),
     }
-    shares = {"worlds": 0.7, "threads": 0.2, "lives": 0.1}
+    shares = {"worlds": 0.4, "threads": 0.2, "lives": 0.1, "kills": 0.2, "faults": 0.1}
     if arguments.only:
         shares = {arguments.only: 1.0}
     right = [parts[name](share) for name, share in shares.items()]

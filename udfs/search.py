@@ -313,15 +313,13 @@ def _candidates(
             "this search was about to run; run it again"
         )
     if found is not None:
-        generation, index = found
+        generation, _ = found
         wanted = _wanted(order, generation, looked_for)
         try:
             if selection is not None:
                 return search_selection(generation, wanted, selection)
             return search_generation(generation, wanted, looked_for.covered)
-        except ArtifactError as error:
-            if generation is index.generation:
-                index.last_error = str(error)
+        except ArtifactError as error:  # which `Segment.error` tells of, too
             logger.warning("%s", error)
     if selection is not None:
         rowids = selection.rowids

@@ -79,6 +79,30 @@ class ArtifactError(VectorIndexError):
     """Raised when a file of an index is missing, cut or altered."""
 
 
+class UnreadableArtifactError(ArtifactError):
+    """Raised when a file of an index cannot be read now, and perhaps can be later."""
+
+    def __init__(self, name: str, error: OSError) -> None:
+        """Compose the sentence from the file's name and what the system says."""
+        self.name = name
+        super().__init__(
+            f"the artifact {name} cannot be read now ({reason(error)}); searches are "
+            "exact until it can"
+        )
+
+
+class StorageError(VectorIndexError, OSError):
+    """Raised when the files of an index cannot be written; nothing was changed."""
+
+    def __init__(self, folder: str, error: OSError) -> None:
+        """Compose the sentence from the folder and what the system says."""
+        self.folder = folder
+        super().__init__(
+            f"the index cannot be written to {folder} ({reason(error)}); mend that, or "
+            "name another place with load(con, directory=…)"
+        )
+
+
 class BusyError(VectorIndexError):
     """Raised when the work cannot start because other work does not end."""
 
@@ -99,6 +123,11 @@ def did_you_mean(name: str, known: Sequence[str]) -> str:
     by_folded_name = {candidate.casefold(): candidate for candidate in known}
     near = difflib.get_close_matches(name.casefold(), by_folded_name, n=1)
     return f'; did you mean "{by_folded_name[near[0]]}"?' if near else ""
+
+
+def reason(error: OSError) -> str:
+    """Return what the system says about a failure, without number and path."""
+    return shorten(error.strerror or str(error), 200)
 
 
 def shorten(text: str, length: int = 80) -> str:

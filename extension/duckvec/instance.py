@@ -20,6 +20,7 @@ from duckvec import catalog, paths
 from duckvec.errors import ClosedError, VectorIndexError
 from duckvec.filters import CheckedFilters
 from duckvec.keeper import Keeper, Task
+from duckvec.leftovers import remove_orphans
 from duckvec.locks import DeferringLock
 from duckvec.lookups import Lookups
 from duckvec.segments import Segment, SegmentRow
@@ -221,7 +222,7 @@ class Instance:
             with self.lock:
                 state.has_catalog, state.mark, state.epoch = False, None, None
                 state.indexes.clear()
-            paths.remove_orphans(self.folder(state), set())
+            remove_orphans(self.folder(state), set())
 
     def forget_detached(self, attached: set[int]) -> None:
         """Forget the databases whose numbers are not among those attached."""
@@ -288,7 +289,7 @@ class Instance:
                     index.seen = table
             if not state.read_only:
                 # No build of this process writes here before the catalog was read.
-                paths.remove_orphans(folder, _named_files(state))
+                remove_orphans(folder, _named_files(state))
         except (VectorIndexError, OSError, ValueError, duckdb.Error) as error:
             state.error = str(error)
             logger.warning("%s", error)
@@ -392,7 +393,7 @@ class Instance:
         self.lookups.clear()
         self.stored_plans.clear()
         for folder in self._temporary_folders:
-            paths.remove_orphans(folder, set())
+            remove_orphans(folder, set())
             paths.remove_folder_if_empty(folder)
         self._temporary_folders.clear()
 

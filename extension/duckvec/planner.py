@@ -364,7 +364,7 @@ def _usable_generation(
     if not _good_for(index.generation, chain, table):
         if chain is None:
             return "row ids cannot be held in place now"
-        if index.failed == (chain, table.identity):
+        if index.cannot_be_proven(chain, table.identity):
             return "the entries could not be matched to rows"
         background.prepare(instance, state).wait_briefly()
         chain = chain_of(session, state)
@@ -376,10 +376,8 @@ def _usable_generation(
     try:
         for live in generation.segments:
             live.segment.index()
-    except ArtifactError as error:
-        if live.segment in index.segments:
-            index.last_error = str(error)
-        return "a file of the index is broken"
+    except ArtifactError:
+        return "a file of the index is broken"  # which `Segment.error` tells of
     if _too_many_gone(instance, session, state, index, generation, table):
         return "many rows are gone; which ones is being looked up"
     return generation

@@ -24,10 +24,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from duckvec import paths
-from duckvec.errors import ArtifactError
+from duckvec.errors import ArtifactError, StorageError, UnreadableArtifactError
 from duckvec.index_types import get_index_type
 from duckvec.index_types.base import SegmentIndex
 from duckvec.ladders import Ladder, Measured, setting_for
+from duckvec.leftovers import leftovers
 from duckvec.metrics import METRICS
 
 MAGIC = b"DUCKVEC\x00"
@@ -114,6 +115,7 @@ class Segment:
         self._lock = threading.RLock()  # a finalizer may close it in between
         self._index = index
         self.error: str | None = None
+        self._unreadable_map = False
         self.samples: tuple[tuple[int, int], ...] = ()
 
     def index(self) -> SegmentIndex:
@@ -129,14 +131,20 @@ class Segment:
             if self._index is None:
                 try:
                     self._index = self._open()
-                except (ArtifactError, OSError, RuntimeError) as error:
+                except ArtifactError as error:
                     self.error = str(error)
-                    if isinstance(error, ArtifactError):
-                        raise
-                    raise ArtifactError(
+                    raise
+                except OSError as error:
+                    unreadable = UnreadableArtifactError(self.row.file, error)
+                    self.error = str(unreadable)
+                    raise unreadable from error
+                except RuntimeError as error:
+                    self.error = (
                         f"the artifact {self.row.file} cannot be opened ({error}); "
                         "build the index again"
-                    ) from error
+                    )
+                    raise ArtifactError(self.error) from error
+                self.error = None
             return self._index
 
     def check(self) -> str | None:
@@ -182,10 +190,13 @@ class Segment:
         """
         try:
             _, rowids, hashes = self._read_map()
-            return rowids, hashes
         except ArtifactError as error:
             self.error = str(error)
+            self._unreadable_map = isinstance(error, UnreadableArtifactError)
             raise
+        if self._unreadable_map:
+            self.error, self._unreadable_map = None, False
+        return rowids, hashes
 
     def keep_samples(self, hashes: NDArray[np.uint64]) -> None:
         """Keep position and hash of a few entries, to know their rows again by."""
@@ -214,11 +225,10 @@ class Segment:
         path = paths.artifact_path(self._folder, row.map_file)
         try:
             data = path.read_bytes()
+        except FileNotFoundError as error:
+            raise _missing(path.name) from error
         except OSError as error:
-            raise ArtifactError(
-                f"the artifact {row.map_file} is missing or cannot be read "
-                f"({error.strerror}); build the index again"
-            ) from error
+            raise UnreadableArtifactError(path.name, error) from error
         broken = _altered(path.name)
         if len(data) < _PREFIX.size + _DIGEST_BYTES:
             raise broken
@@ -270,11 +280,14 @@ def write_segment(
     here. `measure` returns those: it is called once the library has saved its file,
     while threads flush that file and take its checksum, and may search the index.
     On failure nothing is left behind.
+
+    Raises:
+        StorageError: the files cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     index_path = paths.artifact_path(folder, row.file)
     map_path = paths.artifact_path(folder, row.map_file)
     try:
+        paths.make_folder(folder)
         saved = paths.temporary_path(index_path)
         index.save(saved)
         with ThreadPoolExecutor(2, "duckvec-writer") as threads:
@@ -305,18 +318,23 @@ def write_segment(
         )
         digest = hashlib.blake2b(body, digest_size=_DIGEST_BYTES).digest()
         paths.temporary_path(map_path).write_bytes(body + digest)
+        size = sum(
+            paths.temporary_path(path).stat().st_size for path in (index_path, map_path)
+        )
         paths.publish([index_path, map_path])
-    except BaseException:
+    except BaseException as error:
         for path in (index_path, map_path):
-            paths.remove(paths.temporary_path(path))
-            paths.remove(path)
+            leftovers.discard(paths.temporary_path(path))
+            leftovers.discard(path)
+        if isinstance(error, OSError):
+            raise StorageError(str(folder), error) from error
         raise
     finished = SegmentRow(
         **{
             **row.__dict__,
             "search_params": measured.default,
             "ladder": measured.ladder,
-            "size_bytes": index_path.stat().st_size + map_path.stat().st_size,
+            "size_bytes": size,
             "checksum": digest.hex(),
         }
     )

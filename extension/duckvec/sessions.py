@@ -7,16 +7,14 @@ from typing import Any
 
 import duckdb
 
-from duckvec.errors import ClosedError, VectorIndexError
+from duckvec.errors import ClosedError
 from duckvec.instance import Instance, forgotten, loaded
+from duckvec.keeper import FAILURES
 from duckvec.states import Session
 from duckvec.tables import read_only
 
 # The function that returns the number of the instance that it is called in.
 IDENTITY = "__duckvec_instance"
-
-# What work on an index can meet: each arrives in SQL as its own sentence.
-FAILURES = (VectorIndexError, duckdb.Error, OSError, RuntimeError, MemoryError)
 
 
 def find_session(number: int) -> tuple[Instance, Session]:

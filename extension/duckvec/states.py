@@ -126,6 +126,7 @@ class IndexState:
         last_error: what the background failed at last.
         failed: chain and table identity for which a proof failed, so that searches do
             not ask for it again and again.
+        prove_again_at: when they may all the same, on the monotonic clock.
         surplus_sign: the database's change sign when `surplus` was counted.
         surplus_at: when that was, on the monotonic clock.
         surplus: indexed rows that are gone.
@@ -152,6 +153,7 @@ class IndexState:
     used_since: float = 0.0
     last_error: str | None = None
     failed: tuple[int, tuple[int, str] | None] | None = None
+    prove_again_at: float = math.inf
     surplus_sign: object = None
     surplus_at: float = -math.inf
     surplus: int = 0
@@ -176,6 +178,11 @@ class IndexState:
         """Tell whether any row of this table is known to be in the index."""
         generation = self.generation
         return self.is_for(table) and bool(generation and generation.entries)
+
+    def cannot_be_proven(self, chain: int, identity: tuple[int, str] | None) -> bool:
+        """Tell whether a proof failed, and trying it again is of no use yet."""
+        given_up = self.failed == (chain, identity)
+        return given_up and time.monotonic() < self.prove_again_at
 
     def succeeded(self) -> None:
         """Forget failures: background work on it went well, or it was made anew."""
