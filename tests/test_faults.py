@@ -41,8 +41,6 @@ from tests.fault_cases import (
 from tests.faults import ERRORS, from_nth, nth, watched
 from tests.upkeep import info
 
-pytestmark = pytest.mark.core
-
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:

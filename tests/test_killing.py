@@ -40,7 +40,6 @@ def test_killed_at_every_named_point(half: int, tmp_path: Path) -> None:
     assert counts["searches compared"] >= 5 * (len(DEATHS) // 2)
 
 
-@pytest.mark.core
 def test_killed_at_random(tmp_path: Path) -> None:
     until = time.monotonic() + 4
     counts = kill_again_and_again(
