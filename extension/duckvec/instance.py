@@ -316,6 +316,17 @@ class Instance:
         with self.lock:
             self._release()
 
+    def abandon(self) -> object:
+        """Return all that must be kept, and forget it: this process was forked.
+
+        Only the parent closes connections and deletes files. Takes no lock: a thread
+        that is not here may hold it.
+        """
+        kept = (self.sessions, self.databases, self._temporary_folders)
+        self.lock = threading.RLock()
+        self.sessions, self.databases, self._temporary_folders = {}, {}, []
+        return kept
+
     def _forget_session(self, number: int) -> None:
         with self.lock:
             loaded.pop(number, None)

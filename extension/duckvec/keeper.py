@@ -211,10 +211,15 @@ class Keeper:
                 self._start()
 
     def pending(self) -> list[Task]:
-        """Return the task that runs and those that wait for it."""
-        with self._lock:
-            tasks = [self._current, *self._queue]
-            return [task for task in tasks if task is not None and not task.done]
+        """Return the task that runs and those that wait for it.
+
+        Takes no lock: the garbage collector may come here, by a connection that it
+        found, in a thread that holds one.
+        """
+        queued = tuple(self._queue)  # first: what leaves the queue is current by then
+        current = self._current
+        tasks = [current, *(task for task in queued if task is not current)]
+        return [task for task in tasks if task is not None and not task.done]
 
     def cancel(self) -> None:
         """Cancel all tasks, and take no new ones."""
@@ -243,7 +248,9 @@ class Keeper:
         while True:
             self._wake.clear()
             with self._lock:
-                task = self._current = self._queue.popleft() if self._queue else None
+                task = self._current = self._queue[0] if self._queue else None
+                if task is not None:
+                    self._queue.popleft()
                 look = self._look
                 over = task is None and (self._stopping or (look is None and idle))
                 if over:
