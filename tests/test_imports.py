@@ -31,6 +31,7 @@ LAYERS = [
     "calibration",
     "tables",
     "catalog",
+    "migrations",
     "tracking",
     "tickets",
     "traces",

@@ -216,6 +216,7 @@ class Instance:
         elif state.has_catalog and not there:
             with self.lock:
                 state.has_catalog, state.mark, state.epoch = False, None, None
+                state.catalog_version = catalog.CATALOG_VERSION
                 state.indexes.clear()
             paths.remove_orphans(self.folder(state), set())
 
@@ -266,8 +267,10 @@ class Instance:
         self, cursor: duckdb.DuckDBPyConnection, state: DatabaseState
     ) -> None:
         try:
-            state.has_catalog = catalog.exists(cursor, state.name)
-            if not state.has_catalog:
+            version = catalog.find_version(cursor, state.name)
+            state.has_catalog = version is not None
+            state.catalog_version = version or catalog.CATALOG_VERSION
+            if version is None:
                 return
             folder = self.folder(state)
             by_index: dict[str, list[SegmentRow]] = {}
