@@ -17,7 +17,7 @@ from pathlib import Path
 import duckdb
 
 from duckvec import catalog, paths
-from duckvec.errors import ClosedError, VectorIndexError
+from duckvec.errors import ClosedError, NotIndexableError, VectorIndexError
 from duckvec.filters import CheckedFilters
 from duckvec.keeper import Keeper, Task
 from duckvec.lookups import Lookups
@@ -234,6 +234,18 @@ class Instance:
                 if state.path is None:
                     self._temporary_folders.append(state.folder)
             return state.folder
+
+    def require_safe_folder(self, state: DatabaseState) -> None:
+        """Check that vectors of a database may be written to its folder.
+
+        Raises:
+            NotIndexableError: it is encrypted, and nobody named a place for them.
+        """
+        if state.encrypted and self.directory is None:
+            raise NotIndexableError(
+                f'database "{state.name}" is encrypted and artifacts are not; name a '
+                "safe place with the first load(con, directory=…)"
+            )
 
     def index(self, table: Table, column: str) -> IndexState | None:
         """Return the index of a column of a table whose database is known."""
