@@ -21,7 +21,8 @@ from duckvec.segments import SegmentRow
 from duckvec.sql_text import quote_path, read_sql
 
 SCHEMA = "duckvec"
-CATALOG_VERSION = 1
+# What is written now; `migrations` leads there from what was written before.
+CATALOG_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -85,23 +86,32 @@ def exists(cursor: duckdb.DuckDBPyConnection, database: str) -> bool:
     Raises:
         NotIndexableError: it was written by a newer duckvec.
     """
+    return find_version(cursor, database) is not None
+
+
+def find_version(cursor: duckdb.DuckDBPyConnection, database: str) -> int | None:
+    """Return the version of a database's catalog; None where there is no catalog.
+
+    Raises:
+        NotIndexableError: it was written by a newer duckvec.
+    """
     found = cursor.execute(
         "SELECT count(*) FROM duckdb_tables() WHERE database_name = $database "
         "AND schema_name = $schema AND table_name IN ('indexes', 'segments', 'epoch')",
         {"database": database, "schema": SCHEMA},
     ).fetchall()
     if found[0][0] != 3:
-        return False
+        return None
     rows = cursor.execute(
         f"SELECT max(catalog_version) FROM {schema_path(database)}.epoch"
     ).fetchall()
-    version = rows[0][0] or CATALOG_VERSION
+    version = int(rows[0][0] or 1)
     if version > CATALOG_VERSION:
         raise NotIndexableError(
             f'the indexes of database "{database}" have catalog version {version}; '
             f"this duckvec knows {CATALOG_VERSION}: install a newer one"
         )
-    return True
+    return version
 
 
 def read_indexes(cursor: duckdb.DuckDBPyConnection, database: str) -> list[IndexRow]:
@@ -123,7 +133,6 @@ def replace_index(
     segments: Sequence[SegmentRow],
 ) -> None:
     """Put `row` and its segments in the place of what the column had before."""
-    _add_ladder(cursor, database)
     delete_index(cursor, database, row)
     schema = schema_path(database)
     _insert(cursor, f"{schema}.indexes", _named(row))
@@ -187,15 +196,23 @@ def begin(cursor: duckdb.DuckDBPyConnection, database: str) -> None:
     cursor.execute(f"FROM {schema_path(database)}.epoch LIMIT 0").fetchall()
 
 
-def insert_epoch(cursor: duckdb.DuckDBPyConnection, database: str, epoch: int) -> None:
+def insert_epoch(
+    cursor: duckdb.DuckDBPyConnection, database: str, epoch: int, version: int
+) -> None:
     """Write an epoch: once committed, it makes open transactions older than that.
 
     As a transaction of its own, it may have to wait for a lock of DuckDB's.
+
+    Args:
+        cursor: what to execute it on.
+        database: the database.
+        epoch: higher than all before.
+        version: that of the catalog, once this is committed.
     """
     execute_parsed(
         cursor,
         f"INSERT INTO {schema_path(database)}.epoch VALUES ($epoch, $version)",
-        {"epoch": epoch, "version": CATALOG_VERSION},
+        {"epoch": epoch, "version": version},
     )
 
 
@@ -249,14 +266,6 @@ def _read(
         }
         for row in cursor.fetchall()
     ]
-
-
-def _add_ladder(cursor: duckdb.DuckDBPyConnection, database: str) -> None:
-    """Add the column that catalogs did not have at first."""
-    segments = f"{schema_path(database)}.segments"
-    cursor.execute(f"FROM {segments} LIMIT 0")
-    if "ladder" not in _columns(cursor):
-        cursor.execute(f"ALTER TABLE {segments} ADD COLUMN ladder VARCHAR")
 
 
 def _columns(cursor: duckdb.DuckDBPyConnection) -> list[str]:

@@ -18,6 +18,7 @@ from duckvec import catalog
 from duckvec.errors import ClosedError
 from duckvec.instance import Instance
 from duckvec.keeper import Task
+from duckvec.migrations import migrate
 from duckvec.sizes import parse_bytes
 from duckvec.states import DatabaseState, Session
 from duckvec.tables import databases, read_only
@@ -83,6 +84,8 @@ def commit_epoch(
 ) -> int:
     """Commit a new epoch, together with a change of the catalog if one is given.
 
+    A change brings a catalog of an earlier version up to this one first.
+
     Called in background threads only.
 
     Args:
@@ -106,7 +109,7 @@ def commit_epoch(
             number = state.begun_commits
 
             def insert() -> None:
-                catalog.insert_epoch(cursor, state.name, epoch)
+                catalog.insert_epoch(cursor, state.name, epoch, state.catalog_version)
                 state.count_commit(epoch, number)
 
             try:
@@ -119,11 +122,14 @@ def commit_epoch(
                         raise ClosedError(
                             f'database "{state.name}" was detached meanwhile'
                         )
+                    version = state.catalog_version
                     if change is not None:
+                        version = migrate(cursor, state.name, version)
                         change(cursor)
-                    catalog.insert_epoch(cursor, state.name, epoch)
+                    catalog.insert_epoch(cursor, state.name, epoch, version)
                     catalog.delete_epochs(cursor, state.name, epoch)
                     cursor.execute("COMMIT")
+                    state.catalog_version = version
                     state.count_commit(epoch, number)
             except BaseException:
                 # Whether it was committed is not known: no mark holds across that.
@@ -138,6 +144,9 @@ def _last_epoch(instance: Instance, state: DatabaseState) -> int:
     if state.epoch is None:
         # A transaction that writes, or may, could wait here, and nobody would know.
         with read_only(instance.background_cursor()) as look:
+            # After a failure neither is known, nor whether a migration was committed.
+            version = catalog.find_version(look, state.name)
+            state.catalog_version = version or catalog.CATALOG_VERSION
             return catalog.last_epoch(look, state.name)
     return state.epoch
 

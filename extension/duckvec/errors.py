@@ -111,6 +111,10 @@ class ClosedError(VectorIndexError):
     """Raised when something is used after it was closed."""
 
 
+class ForkedError(ClosedError):
+    """Raised in a process that was forked after its parent loaded duckvec."""
+
+
 class BuildCancelledError(VectorIndexError):
     """Raised when a build stops because its caller said so."""
 

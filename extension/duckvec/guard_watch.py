@@ -48,8 +48,8 @@ def _look_at_guards(instance: Instance) -> float | None:
     with instance.lock:
         held = [
             (session, oid)
-            for session in instance.sessions.values()
-            for oid in session.guards
+            for session in list(instance.sessions.values())
+            for oid in list(session.guards)
         ]
     left = False
     for session, oid in held:

@@ -254,7 +254,7 @@ def _arm(task: Task, instance: Instance, state: DatabaseState) -> None:
     with instance.lock:
         waiting = [
             (session, session.guards[state.oid])
-            for session in instance.sessions.values()
+            for session in list(instance.sessions.values())
             if state.oid in session.guards and not session.guards[state.oid].armed
         ]
     if not waiting:

@@ -13,7 +13,8 @@ import numpy as np
 import pyarrow as pa
 
 from duckvec import background
-from duckvec.errors import ClosedError, QueryError
+from duckvec.errors import ClosedError, ForkedError, QueryError
+from duckvec.forks import require_unforked
 from duckvec.install import install, uninstall
 from duckvec.instance import Instance
 from duckvec.sql_text import quote_identifier
@@ -199,6 +200,8 @@ class VectorIndexes:
                 uninstall(self._connection)
             except duckdb.ConnectionException:
                 self._instance.remove_session(self._session)
+            except ForkedError:
+                pass  # it is the parent's
             self._connection = None
 
     def __enter__(self) -> VectorIndexes:
@@ -215,6 +218,7 @@ class VectorIndexes:
         self.close()
 
     def _open(self) -> duckdb.DuckDBPyConnection:
+        require_unforked()
         if self._connection is None:
             raise ClosedError("this handle is closed; load the connection again")
         return self._connection
@@ -272,6 +276,7 @@ def load(
 
     Raises:
         ClosedError: the connection is closed.
+        ForkedError: this process was forked after its parent loaded duckvec.
         ParameterError: `background` is negative or no number.
     """
     instance, session = install(con, directory, background)

@@ -14,7 +14,9 @@ from duckdb.func import FunctionNullHandling, PythonUDFType
 
 from duckvec.background import watch
 from duckvec.errors import ClosedError, ParameterError
+from duckvec.forks import abandon, require_unforked
 from duckvec.instance import Instance
+from duckvec.platforms import call_after_fork
 from duckvec.sessions import IDENTITY
 from duckvec.sql_text import read_sql
 from duckvec.states import Session
@@ -55,8 +57,10 @@ def install(
 
     Raises:
         ClosedError: the connection is closed.
+        ForkedError: the parent of this process loaded duckvec before it forked.
         ParameterError: `background` is neither.
     """
+    require_unforked()
     if not isinstance(background, int) or background < 0:
         raise ParameterError(
             f"background = {background!r} is neither True nor False nor a number of "
@@ -84,7 +88,12 @@ def install(
 
 
 def uninstall(connection: duckdb.DuckDBPyConnection) -> None:
-    """Take the SQL functions away from a connection; no error where there are none."""
+    """Take the SQL functions away from a connection; no error where there are none.
+
+    Raises:
+        ForkedError: the parent of this process loaded duckvec before it forked.
+    """
+    require_unforked()
     cursor = connection.cursor()
     with _lock:
         try:
@@ -164,3 +173,14 @@ def _close_all() -> None:
     for instance in list(_instances.values()):
         instance.close()
     _instances.clear()
+
+
+def _abandon_all() -> None:
+    """Leave everything to the parent, in a child that was just forked."""
+    global _lock
+    _lock = threading.Lock()  # a thread that is not here may hold the parent's
+    abandon(list(_instances.values()))
+    _instances.clear()
+
+
+call_after_fork(_abandon_all)

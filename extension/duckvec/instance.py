@@ -17,7 +17,7 @@ from pathlib import Path
 import duckdb
 
 from duckvec import catalog, paths
-from duckvec.errors import ClosedError, VectorIndexError
+from duckvec.errors import ClosedError, NotIndexableError, VectorIndexError
 from duckvec.filters import CheckedFilters
 from duckvec.keeper import Keeper, Task
 from duckvec.leftovers import remove_orphans
@@ -221,6 +221,7 @@ class Instance:
         elif state.has_catalog and not there:
             with self.lock:
                 state.has_catalog, state.mark, state.epoch = False, None, None
+                state.catalog_version = catalog.CATALOG_VERSION
                 state.indexes.clear()
             remove_orphans(self.folder(state), set())
 
@@ -238,6 +239,18 @@ class Instance:
                 if state.path is None:
                     self._temporary_folders.append(state.folder)
             return state.folder
+
+    def require_safe_folder(self, state: DatabaseState) -> None:
+        """Check that vectors of a database may be written to its folder.
+
+        Raises:
+            NotIndexableError: it is encrypted, and nobody named a place for them.
+        """
+        if state.encrypted and self.directory is None:
+            raise NotIndexableError(
+                f'database "{state.name}" is encrypted and artifacts are not; name a '
+                "safe place with the first load(con, directory=…)"
+            )
 
     def index(self, table: Table, column: str) -> IndexState | None:
         """Return the index of a column of a table whose database is known."""
@@ -271,8 +284,10 @@ class Instance:
         self, cursor: duckdb.DuckDBPyConnection, state: DatabaseState
     ) -> None:
         try:
-            state.has_catalog = catalog.exists(cursor, state.name)
-            if not state.has_catalog:
+            version = catalog.find_version(cursor, state.name)
+            state.has_catalog = version is not None
+            state.catalog_version = version or catalog.CATALOG_VERSION
+            if version is None:
                 return
             folder = self.folder(state)
             by_index: dict[str, list[SegmentRow]] = {}
@@ -353,6 +368,17 @@ class Instance:
                 _close_guards(guards)
                 self._dropped.append(None)
                 self._dropping.discard(number)
+
+    def abandon(self) -> object:
+        """Return all that must be kept, and forget it: this process was forked.
+
+        Only the parent closes connections and deletes files. Takes no lock: a thread
+        that is not here may hold it.
+        """
+        kept = (self.sessions, self.databases, self._temporary_folders)
+        self.lock = DeferringLock(self._forget_dropped)
+        self.sessions, self.databases, self._temporary_folders = {}, {}, []
+        return kept
 
     def _forget_session(self, number: int) -> None:
         with self.lock:

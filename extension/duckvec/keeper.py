@@ -220,15 +220,13 @@ class Keeper:
     def pending(self) -> list[Task]:
         """Return the task that runs and those that wait for it.
 
-        Without a lock: finalizers call it.
+        Takes no lock: the garbage collector may come here, by a connection that it
+        found, in a thread that holds one.
         """
-        waiting = self._queue.copy()  # before the one that runs, which is taken from it
-        tasks = [self._current, *waiting]
-        return [
-            task
-            for number, task in enumerate(tasks)
-            if task is not None and not task.done and task not in tasks[:number]
-        ]
+        queued = tuple(self._queue)  # first: what leaves the queue is current by then
+        current = self._current
+        tasks = [current, *(task for task in queued if task is not current)]
+        return [task for task in tasks if task is not None and not task.done]
 
     def cancel(self) -> None:
         """Cancel all tasks, and take no new ones."""

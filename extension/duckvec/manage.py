@@ -340,11 +340,7 @@ def _require_writable(
             f'database "{state.name}" is open read-only, so that {table.label} cannot '
             f"be {verb}; open it for writing"
         )
-    if state.encrypted and instance.directory is None:
-        raise NotIndexableError(
-            f'database "{state.name}" is encrypted and artifacts are not; name a safe '
-            "place with load(con, directory=…)"
-        )
+    instance.require_safe_folder(state)
 
 
 def _known_dimension(

@@ -15,6 +15,7 @@ import uuid
 from pathlib import Path
 
 from duckvec.errors import ArtifactError
+from duckvec.platforms import flush_file, flush_folder
 
 INDEX_ENDING = ".index"
 MAP_ENDING = ".map"
@@ -81,13 +82,10 @@ def publish(paths: list[Path]) -> None:
 
 def fsync(path: Path) -> None:
     """Flush one file or folder to disk."""
-    if path.is_dir() and os.name == "nt":
-        return  # Windows has no handle for a folder that could be flushed
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    if path.is_dir():
+        flush_folder(path)
+    else:
+        flush_file(path)
 
 
 def remove(path: Path) -> None:

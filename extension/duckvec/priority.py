@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TypeVar
 
-NICE = 19
+from duckvec.platforms import has_thread_priorities, lower_priority
 
 Result = TypeVar("Result")
 
@@ -21,15 +18,12 @@ def call_gently(work: Callable[[], Result]) -> Result:
     Threads that it starts have it, too. It should hold Python's lock for moments only:
     while a thread of low priority has it and does not get to run, all others wait.
     """
-    if sys.platform != "linux":
+    if not has_thread_priorities():
         return work()
     future: Future[Result] = Future()
 
     def run() -> None:
-        with contextlib.suppress(OSError):
-            thread = threading.get_native_id()
-            nice = os.getpriority(os.PRIO_PROCESS, thread) + NICE
-            os.setpriority(os.PRIO_PROCESS, thread, nice)
+        lower_priority()
         try:
             future.set_result(work())
         except BaseException as error:

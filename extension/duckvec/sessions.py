@@ -8,6 +8,7 @@ from typing import Any
 import duckdb
 
 from duckvec.errors import ClosedError
+from duckvec.forks import require_unforked
 from duckvec.instance import Instance, forgotten, loaded
 from duckvec.keeper import FAILURES
 from duckvec.states import Session
@@ -22,7 +23,9 @@ def find_session(number: int) -> tuple[Instance, Session]:
 
     Raises:
         ClosedError: it is gone.
+        ForkedError: it is the parent's.
     """
+    require_unforked()
     instance = loaded.get(number)
     session = instance.sessions.get(number) if instance else None
     if session is None:

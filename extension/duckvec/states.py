@@ -17,7 +17,7 @@ from pathlib import Path
 
 import duckdb
 
-from duckvec.catalog import IndexRow
+from duckvec.catalog import CATALOG_VERSION, IndexRow
 from duckvec.errors import ClosedError
 from duckvec.keeper import Task
 from duckvec.segments import Segment
@@ -217,6 +217,7 @@ class DatabaseState:
         encrypted: whether it is.
         attached: whether it came later than the instance's first, by ATTACH.
         has_catalog: whether the schema `duckvec` is there.
+        catalog_version: the version that its catalog has, or will be created with.
         catalog_seals: where this process made the catalog, for each database by name:
             the number of a transaction that began after that.
         error: why its catalog cannot be used.
@@ -247,6 +248,7 @@ class DatabaseState:
     encrypted: bool
     attached: bool = False
     has_catalog: bool = False
+    catalog_version: int = CATALOG_VERSION
     catalog_seals: dict[str, int] = field(default_factory=dict)
     error: str | None = None
     folder: Path | None = None

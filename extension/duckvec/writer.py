@@ -80,7 +80,12 @@ class SegmentWriter:
         index_id: str,
         taken: frozenset[int] = frozenset(),
     ) -> None:
-        """Prepare; `taken` are the numbers of segments that stay."""
+        """Prepare; `taken` are the numbers of segments that stay.
+
+        Raises:
+            NotIndexableError: the vectors must not be written there.
+        """
+        instance.require_safe_folder(state)
         self.task = task
         self.instance = instance
         self.order = order
