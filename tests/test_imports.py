@@ -19,6 +19,7 @@ LAYERS = [
     "sql_text",
     "parsed",
     "paths",
+    "artifacts",
     "index_types",
     "ladders",
     "filters",
