@@ -61,6 +61,10 @@ REFRESH_ROWS = 64
 # They are counted again after a change, but no sooner than this.
 SURPLUS_SECONDS = 0.25
 
+# Vectors of so many components together are matched to rows while a search may wait for
+# that (0.5 s, on two cores). With more of them, waiting only delays the exact scan.
+BRIEF_COMPONENTS = 40_000_000
+
 Route = Literal["exact", "allowed rows", "index"]
 
 
@@ -364,9 +368,13 @@ def _usable_generation(
     if not _good_for(index.generation, chain, table):
         if chain is None:
             return "row ids cannot be held in place now"
+        if index.changer is not None and index.generation is None:
+            return "the entries are being matched to rows"
         if index.failed == (chain, table.identity):
             return "the entries could not be matched to rows"
-        background.prepare(instance, state).wait_briefly()
+        task = background.prepare(instance, state)
+        if index.row.row_count * search.dimension <= BRIEF_COMPONENTS:
+            task.wait_briefly()
         chain = chain_of(session, state)
     generation = index.generation
     if generation is None or not _good_for(generation, chain, table):

@@ -159,17 +159,20 @@ class Segment:
     def check(self) -> str | None:
         """Return what is wrong with the files as far as it is known, or None.
 
-        Looks at their names, sizes and times; contents are verified when they are
-        opened.
+        Looks at their names and sizes; contents are verified when the files are
+        opened, and again here where an index file was changed since.
         """
         try:
-            size = 0
-            for path in self.files():
-                if not path.is_file():
+            index_file, map_file = self.files()
+            signs = file_sign(index_file), file_sign(map_file)
+            for path, sign in zip((index_file, map_file), signs, strict=True):
+                if sign is None:
                     raise missing(path.name)
-                size += path.stat().st_size
-            if size != self.row.size_bytes or self._is_written_over():
+            if sum(sign[2] for sign in signs if sign) != self.row.size_bytes:
                 raise altered(self.row.file)
+            if self._verified not in (None, signs[0]):
+                with self._lock, self._noting():
+                    self._verify()
         except ArtifactError as error:
             return str(error)
         return self.error
@@ -228,6 +231,11 @@ class Segment:
                 "build the index again"
             )
             raise ArtifactError(self.error) from error
+
+    def keep_written(self, checksum: str) -> None:
+        """Keep what tells the index file that was just written from altered ones."""
+        self._checksum = checksum
+        self._verified = file_sign(self.files()[0])
 
     def _open(self) -> SegmentIndex:
         path = self._verify()
@@ -378,4 +386,5 @@ def write_segment(
     )
     segment = Segment(finished, folder, index)
     segment.keep_samples(hashes)
+    segment.keep_written(checksum.result())
     return segment
