@@ -31,6 +31,7 @@ LAYERS = [
     "calibration",
     "tables",
     "catalog",
+    "catalog_check",
     "tracking",
     "tickets",
     "traces",

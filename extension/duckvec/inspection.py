@@ -166,11 +166,15 @@ def _status(
 ) -> tuple[str, str | None, float]:
     """Return state, last error and progress of an index."""
     if table is None or not has_column(table, index.row.column_name):
+        if index.fault is not None:
+            return "broken", index.fault, 1.0
         return "stale", index.last_error or why_stale(index, table), 1.0
     building = state.building.get(index.row.key)
     work = building.task if building else index.work
     if work is not None:
         return "building", index.last_error, work.progress
+    if index.fault is not None:
+        return "broken", index.fault, 1.0
     for segment in index.segments:
         if error := segment.check():
             return "broken", error, 1.0

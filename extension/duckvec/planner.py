@@ -348,6 +348,8 @@ def _usable_generation(
     Asks for what is missing, a guard or a look at the table, in the background.
     """
     table = search.table
+    if index.fault is not None:
+        return "its catalog rows are wrong"
     if not index.segments:
         return "nothing is indexed"
     if table.hides_rowid:
