@@ -7,7 +7,6 @@ table and adds the tail.
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -20,7 +19,7 @@ from duckvec.chains import chain_of
 from duckvec.errors import (
     ArtifactError,
 )
-from duckvec.filters import check_filter
+from duckvec.filters import PLAIN_NAME
 from duckvec.guards import Look, begin_look, hold_guard, standing_of
 from duckvec.index_types import get_index_type
 from duckvec.instance import Instance
@@ -52,8 +51,6 @@ from duckvec.tables import (
 from duckvec.tickets import Ticket
 from duckvec.tracking import UNSEALED, Generation, Standing
 
-# DuckDB reads files by names with dots and slashes where no table has them.
-_PLAIN_NAME = re.compile(r"[\w $-]+")
 # More rows than this share of an index gone since the last look: an exact scan serves
 # until the background has looked again.
 REFRESH_SHARE = 0.05
@@ -296,7 +293,7 @@ class _Planner:
         """
         request = self.request
         parts = parse_collection(request.collection)
-        if request.column_name is None or not _PLAIN_NAME.fullmatch(parts[-1]):
+        if request.column_name is None or not PLAIN_NAME.fullmatch(parts[-1]):
             raise unknown_table(
                 cursor,
                 parts,
@@ -309,7 +306,7 @@ class _Planner:
             check_metric(request.metric, None),
             self.k,
             self.radius,
-            check_filter(cursor, request.filter),
+            self.instance.checked_filters.check(cursor, request.filter),
         )
         return Plan(text, "exact", "the table is temporary, or not committed")
 
