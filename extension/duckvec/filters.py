@@ -25,9 +25,7 @@ GROUP BY ALL
 """
 # Ours are macros over functions with side effects; DuckDB tells that of functions only.
 _CHANGING = re.compile("__duckvec.*|(create|drop)_vector_index|vector_compact")
-_TABLE_FUNCTIONS = frozenset(
-    ("range", "generate_series", "unnest", "vector_search", "vector_range_search")
-)
+_TABLE_FUNCTIONS = frozenset(("range", "generate_series", "unnest"))
 _QUERIES = frozenset(
     ("SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE")
 )

@@ -76,7 +76,7 @@ def check_k(text: str | None) -> int:
             f"k = {shorten(text or '')} is no integer; give one in [1, {MAX_K}]"
         ) from None
     if not 1 <= k <= MAX_K:
-        raise QueryError(f"k = {text or 'NULL'} is outside [1, {MAX_K}]")
+        raise QueryError(f"k = {shorten(text or 'NULL')} is outside [1, {MAX_K}]")
     return k
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import duckdb
 
-from duckvec.errors import ClosedError, VectorIndexError
+from duckvec.errors import ClosedError, VectorIndexError, sentence
 from duckvec.instance import Instance, forgotten, loaded
 from duckvec.states import Session
 from duckvec.tables import read_only
@@ -66,4 +66,4 @@ def answer(
     try:
         return {"error": None, "row": call(*find_session(session))}
     except FAILURES as error:
-        return {"error": str(error), "row": None}
+        return {"error": sentence(error), "row": None}
