@@ -133,7 +133,7 @@ def _wanting(state: DatabaseState) -> list[IndexState]:
     """Return the indexes that new rows are written to."""
     if state.read_only:
         return []
-    return [index for index in list(state.indexes.values()) if not index.row.dropped]
+    return [index for index in list(state.indexes.values()) if not index.idle]
 
 
 def _settle_and_prepare(task: Task, instance: Instance, state: DatabaseState) -> None:
@@ -144,7 +144,7 @@ def _settle_and_prepare(task: Task, instance: Instance, state: DatabaseState) ->
 
 
 def _prepare(task: Task, instance: Instance, state: DatabaseState) -> None:
-    indexes = [i for i in list(state.indexes.values()) if not i.row.dropped]
+    indexes = [i for i in list(state.indexes.values()) if not i.idle]
     if not indexes:
         return
     try:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 
+LONGEST_SENTENCE = 600
+
 
 class VectorIndexError(ValueError):
     """Raised when a vector index cannot do what was asked; the base of all others."""
@@ -138,6 +140,15 @@ def shorten(text: str, length: int = 80) -> str:
     """Return the text in one line of at most length characters."""
     line = " ".join(text.split())
     return line if len(line) <= length else line[: length - 1] + "…"
+
+
+def sentence(error: BaseException) -> str:
+    """Return the text of an error as SQL can carry it: one line, not endless.
+
+    What cannot be in a text of DuckDB's, or would break the line, becomes "?".
+    """
+    text = "".join(c if c.isprintable() or c.isspace() else "?" for c in str(error))
+    return shorten(text, LONGEST_SENTENCE) or type(error).__name__
 
 
 def _way_out(name: str, known: Sequence[str]) -> str:

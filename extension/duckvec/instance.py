@@ -17,13 +17,14 @@ from pathlib import Path
 import duckdb
 
 from duckvec import catalog, paths
+from duckvec.catalog_check import check_catalog
 from duckvec.errors import ClosedError, NotIndexableError, VectorIndexError
 from duckvec.filters import CheckedFilters
 from duckvec.keeper import Keeper, Task
 from duckvec.leftovers import remove_orphans
 from duckvec.locks import DeferringLock
 from duckvec.lookups import Lookups
-from duckvec.segments import Segment, SegmentRow
+from duckvec.segments import Segment
 from duckvec.selectivity import Selectivities
 from duckvec.sql_text import quote_path
 from duckvec.states import (
@@ -290,13 +291,13 @@ class Instance:
             if version is None:
                 return
             folder = self.folder(state)
-            by_index: dict[str, list[SegmentRow]] = {}
-            for segment in catalog.read_segments(cursor, state.name):
-                by_index.setdefault(segment.index_id, []).append(segment)
-            for row in catalog.read_indexes(cursor, state.name):
-                rows = sorted(by_index.get(row.index_id, []), key=_segment_number)
-                segments = tuple(Segment(segment, folder) for segment in rows)
+            for checked in check_catalog(*catalog.read_rows(cursor, state.name)):
+                row = checked.row
+                segments = tuple(Segment(each, folder) for each in checked.segments)
                 index = state.indexes[row.key] = IndexState(row, segments)
+                if checked.fault is not None:
+                    logger.warning('index on "%s": %s', row.table_name, checked.fault)
+                    index.set_fault(checked.fault)
                 path = quote_path((state.name, row.schema_name, row.table_name))
                 caller = Caller(0, state.name, row.schema_name, "")
                 table = find_table(cursor, path, caller)
@@ -436,10 +437,6 @@ def _named_files(state: DatabaseState) -> set[str]:
     return {
         name
         for index in state.indexes.values()
-        for segment in index.segments
+        for segment in (*index.segments, *index.unusable)
         for name in (segment.row.file, segment.row.map_file)
     }
-
-
-def _segment_number(row: SegmentRow) -> int:
-    return row.segment

@@ -12,7 +12,7 @@ from typing import Any
 import duckdb
 
 from duckvec import background, builder, catalog, finding, moves, upkeep
-from duckvec.catalog import IndexRow
+from duckvec.catalog import MAX_FILE_SIZE, MIN_FILE_SIZE, IndexRow
 from duckvec.chains import chain_of
 from duckvec.errors import (
     ColumnError,
@@ -43,8 +43,6 @@ from duckvec.tables import (
     require_table,
 )
 from duckvec.writer import Order
-
-MIN_FILE_SIZE, MAX_FILE_SIZE = 1, 4096
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 import duckdb
 
-from duckvec.errors import ClosedError
+from duckvec.errors import ClosedError, sentence
 from duckvec.forks import require_unforked
 from duckvec.instance import Instance, forgotten, loaded
 from duckvec.keeper import FAILURES
@@ -67,4 +67,4 @@ def answer(
     try:
         return {"error": None, "row": call(*find_session(session))}
     except FAILURES as error:
-        return {"error": str(error), "row": None}
+        return {"error": sentence(error), "row": None}

@@ -124,6 +124,9 @@ class IndexState:
         previous: the one before, for plans that are about to run.
         used_since: since when the current one is used, on the monotonic clock.
         last_error: what the background failed at last.
+        fault: why its catalog rows cannot be used; searches are exact until it is
+            created anew.
+        unusable: the segments of such rows, never opened; their files go with them.
         failed: chain and table identity for which a proof failed, so that searches do
             not ask for it again and again.
         prove_again_at: when they may all the same, on the monotonic clock.
@@ -152,6 +155,8 @@ class IndexState:
     previous: Generation | None = None
     used_since: float = 0.0
     last_error: str | None = None
+    fault: str | None = None
+    unusable: tuple[Segment, ...] = ()
     failed: tuple[int, tuple[int, str] | None] | None = None
     prove_again_at: float = math.inf
     surplus_sign: object = None
@@ -168,6 +173,16 @@ class IndexState:
     postponed_since: float | None = None
     changing: threading.Lock = field(default_factory=threading.Lock)
     changer: Task | None = None
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is to be indexed: it was dropped, or its rows are wrong."""
+        return self.row.dropped or self.fault is not None
+
+    def set_fault(self, fault: str) -> None:
+        """Use nothing of what the catalog says of its segments."""
+        self.fault, self.last_error = fault, fault
+        self.unusable, self.segments = self.segments, ()
 
     def is_for(self, table: Table) -> bool:
         """Tell whether the current generation was made from this very table."""
@@ -186,7 +201,8 @@ class IndexState:
 
     def succeeded(self) -> None:
         """Forget failures: background work on it went well, or it was made anew."""
-        self.last_error = self.failed = None
+        self.last_error = self.failed = self.fault = None
+        self.unusable = ()
         self.failures, self.retry_at = 0, 0.0
         self.postponed_since = None
 

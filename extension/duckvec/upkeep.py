@@ -174,6 +174,8 @@ def compact_index(
     """
     misses = 0
     while True:
+        if index.fault is not None:
+            raise NotIndexableError(index.fault)
         if index.row.dropped:
             raise NotIndexableError(
                 f'the index on "{index.row.table_name}" was dropped meanwhile; create '
@@ -222,7 +224,7 @@ def _improve(
     threads: int,
 ) -> bool:
     """Do the one thing that is most due; return whether there was one."""
-    if index.row.dropped:
+    if index.idle:
         return False
     table = locate(instance, state, index)
     if not thorough and (table is None or not _is_due(instance, state, index, table)):

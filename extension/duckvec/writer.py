@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from duckvec import paths
+from duckvec.artifacts import FORMAT_VERSION
 from duckvec.calibration import calibrate
 from duckvec.errors import ArtifactError, ColumnError
 from duckvec.index_types.base import IndexType, SegmentIndex
@@ -28,7 +29,6 @@ from duckvec.policy import segment_capacity
 from duckvec.priority import call_gently
 from duckvec.reader import count_rows, read_vectors
 from duckvec.segments import (
-    FORMAT_VERSION,
     Segment,
     SegmentRow,
     hash_vectors,
