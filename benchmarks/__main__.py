@@ -30,6 +30,7 @@ from benchmarks.data import (
     create_database,
     load_packages,
 )
+from benchmarks.opening import measure_opening
 from benchmarks.searches import (
     measure_duckdb,
     measure_reading,
@@ -128,6 +129,9 @@ def _measure(
             most_rows=options.surface_rows,
             join_queries=options.join_queries,
         )
+    if options.opening:
+        (folder / "opening").mkdir()
+        results["opening"] = measure_opening(folder / "opening", options.segments)
     results["seconds"] = time.perf_counter() - started
     return results
 
@@ -225,6 +229,15 @@ def _options() -> argparse.Namespace:
         action=argparse.BooleanOptionalAction,
         default=True,
         help="measure searches and writes while a table changes, too",
+    )
+    parser.add_argument(
+        "--opening",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="measure the opening of a database with many segments, too",
+    )
+    parser.add_argument(
+        "--segments", type=int, default=20, help="so many, of 50,000 rows (20)"
     )
     parser.add_argument(
         "--surface",

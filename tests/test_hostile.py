@@ -79,7 +79,7 @@ def calls(draw: st.DrawFn) -> Call:
 
 
 @settings(
-    max_examples=300,
+    max_examples=120,
     deadline=None,
     suppress_health_check=list(HealthCheck),
     derandomize=True,
