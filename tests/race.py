@@ -1,8 +1,9 @@
-"""Threads that write, checkpoint, create indexes and search at once, and a watchdog.
+"""Eight threads that write, checkpoint, make indexes and search, and a watchdog.
 
 Each reader runs a search and exact SQL inside one read-only transaction and compares
-them. A thread that makes no progress for a while is a hang: every stack is printed and
-the process ends.
+them: its own snapshot bounds what it may find, whatever the others do. Nobody writes to
+the table `quiet`, whose indexes come and go all the same. A thread that makes no
+progress for a while is a hang: every stack is printed and the process ends.
 """
 
 from __future__ import annotations
@@ -31,6 +32,10 @@ ROWS = 3000
 # a reader knows which result it may expect, whatever the administrator does meanwhile.
 TYPES: dict[str, list[tuple[str, str, dict[str, int] | None]]] = {
     "packed": [("FLAT", "{}", None)],
+    "quiet": [
+        ("IVF_FLAT", '{"nlist": 16}', {"nprobe": 16}),
+        ("IVF_SQ8", '{"nlist": 16}', {"nprobe": 16}),
+    ],
     "lists": [
         ("IVF_FLAT", '{"nlist": 16}', {"nprobe": 16}),
         ("IVF_SQ8", '{"nlist": 16}', {"nprobe": 16}),
@@ -41,8 +46,9 @@ TYPES: dict[str, list[tuple[str, str, dict[str, int] | None]]] = {
         ("IVF_PQ", '{"nlist": 8, "m": 4}', None),
     ],
 }
-METRIC = {"packed": "L2", "lists": "COSINE", "graphs": "IP"}
+METRIC = {"packed": "L2", "quiet": "L2", "lists": "COSINE", "graphs": "IP"}
 KEYED = {"packed", "graphs"}
+MOVING = [name for name in TYPES if name != "quiet"]
 # What transactions of others may do to one's own.
 EXPECTED = re.compile(
     r"write transactions|Cannot CHECKPOINT|Conflict|conflict|write-write|"
@@ -63,6 +69,7 @@ class Plan:
         seed: of what they do.
         writers: threads that change rows and checkpoint.
         readers: threads that search and compare.
+        administrators: threads that create, drop and compact indexes.
         hang_seconds: after how long without progress a thread hangs.
         forced: whether writers force checkpoints, and then update nothing: a forced
             checkpoint waits for every transaction that is older than an update or a
@@ -73,6 +80,7 @@ class Plan:
     seed: int
     writers: int = 3
     readers: int = 3
+    administrators: int = 2
     hang_seconds: float = 60
     forced: bool = False
 
@@ -110,7 +118,10 @@ class Race:
         until = time.monotonic() + self.plan.seconds
         jobs = [(f"writer {n}", self._write) for n in range(self.plan.writers)]
         jobs += [(f"reader {n}", self._read) for n in range(self.plan.readers)]
-        jobs += [("administrator", self._administer)]
+        jobs += [
+            (f"administrator {n}", self._administer)
+            for n in range(self.plan.administrators)
+        ]
         threads = []
         for number, (name, job) in enumerate(jobs):
             cursor = self.con.cursor()
@@ -199,7 +210,7 @@ class Race:
         self._change(con, rng)
 
     def _change(self, con: duckdb.DuckDBPyConnection, rng: np.random.Generator) -> None:
-        name = str(rng.choice(list(TYPES)))
+        name = str(rng.choice(MOVING))
         data = self._rows(rng, int(rng.choice([1, 20, 100])))
         modulus = int(rng.choice([50, 200]))
         some = f"id % {modulus} = {int(rng.integers(0, modulus))}"

@@ -30,6 +30,7 @@ from tests.differential import (
     shrink,
 )
 from tests.fault_cases import soak_faults
+from tests.growth import Usage, growth_of, measure
 from tests.hostility import HostileError, run_hostile
 from tests.killing import soak_kills
 from tests.lifecycle import LeftOver, run_lives
@@ -67,10 +68,14 @@ def soak_worlds(seed: int, seconds: float, folder: Path) -> bool:
 
 
 def soak_threads(seed: int, seconds: float, folder: Path) -> bool:
-    """Let threads run against each other for a time; return whether all was right."""
+    """Let threads run against each other for a time; return whether all was right.
+
+    After each race the process must hold what it held after the second.
+    """
     until = time.monotonic() + seconds
     counts: Counter[str] = Counter()
     failures: list[str] = []
+    usages: list[Usage] = []
     while (left := until - time.monotonic()) > 1 and not failures:
         place = folder / f"race-{seed}"
         place.mkdir()
@@ -79,9 +84,13 @@ def soak_threads(seed: int, seconds: float, folder: Path) -> bool:
         race.run()
         counts += race.counts
         failures = race.failures
+        del race
+        usages.append(measure())
+        failures += growth_of(usages)
         seed += 1
         shutil.rmtree(place)
     print(f"Threads, to seed {seed - 1}:\n{listed(counts)}")
+    print("\n".join(f"after a race: {usage.text()}" for usage in usages))
     print("\n".join([*failures, f"{len(failures)} failures"]), flush=True)
     return not failures
 

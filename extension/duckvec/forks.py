@@ -13,7 +13,8 @@ from duckvec import instance
 from duckvec.errors import ForkedError
 from duckvec.instance import Instance
 
-# What the parent had loaded: closed connections would end in DuckDB, which crashes.
+# What the parent had: letting go of it would close connections, where DuckDB crashes.
+# Empty where this process was not forked, or before anything was loaded.
 _inherited: list[object] = []
 
 
@@ -34,9 +35,8 @@ def abandon(instances: list[Instance]) -> None:
     """Let go of nothing and do nothing any more; called in a forked child.
 
     Args:
-        instances: all that the parent ever loaded.
+        instances: those that the parent still had of all that it loaded.
     """
-    for one in instances:
-        _inherited.append((one, one.abandon()))
+    _inherited.append([(one, one.abandon()) for one in instances])
     instance.loaded.clear()
     instance.forgotten.clear()

@@ -8,6 +8,7 @@ import itertools
 import logging
 import os
 import threading
+import weakref
 
 import duckdb
 from duckdb.func import FunctionNullHandling, PythonUDFType
@@ -17,7 +18,7 @@ from duckvec.errors import ClosedError, ParameterError
 from duckvec.forks import abandon, require_unforked
 from duckvec.instance import Instance
 from duckvec.platforms import call_after_fork
-from duckvec.sessions import IDENTITY
+from duckvec.sessions import IDENTITY, forget_all_but_default
 from duckvec.sql_text import read_sql
 from duckvec.states import Session
 from duckvec.tables import read_only
@@ -34,7 +35,9 @@ _UDF_MODULES = (
 _MACRO_FILES = ("search", "manage", "inspect", "measure")
 
 _lock = threading.Lock()
-_instances: dict[int, Instance] = {}
+# One that has no session, and that nobody holds, is gone: the next load makes another,
+# with the functions that are there.
+_instances: weakref.WeakValueDictionary[int, Instance] = weakref.WeakValueDictionary()
 # DuckDB keeps a bare pointer to a function once the connection that registered it is
 # closed, so whatever was registered stays alive as long as the process.
 _registered: list[object] = []
@@ -72,12 +75,16 @@ def install(
         raise ClosedError("the connection is closed; connect again") from error
     with _lock:
         try:
-            instance = _find_instance(cursor) or _new_instance(
-                cursor, directory, background
-            )
+            number = _find_number(cursor)
+            if number is None:
+                number = _register(cursor)
+            instance = _instances.get(number)
+            if instance is None:
+                instance = _new_instance(cursor, number, directory, background)
         finally:
             cursor.close()
     session = instance.add_session(connection)
+    forget_all_but_default()
     # What indexes there are is read now, so that they follow what ALTER does from here.
     with read_only(session.cursor()) as cursor:
         instance.look_at_all(cursor)
@@ -97,10 +104,10 @@ def uninstall(connection: duckdb.DuckDBPyConnection) -> None:
     cursor = connection.cursor()
     with _lock:
         try:
-            instance = _find_instance(cursor)
+            number = _find_number(cursor)
         finally:
             cursor.close()
-    if instance is None:
+    if number is None:
         return
     known = connection.execute(
         "SELECT DISTINCT function_name, function_type FROM duckdb_functions() "
@@ -113,8 +120,9 @@ def uninstall(connection: duckdb.DuckDBPyConnection) -> None:
         if name in ours:
             table = "TABLE " if kind == "table_macro" else ""
             connection.execute(f"DROP MACRO {table}IF EXISTS temp.main.{name}")
-    session = instance.find_session_of(connection)
-    if session is not None:
+    instance = _instances.get(number)
+    session = instance.find_session_of(connection) if instance else None
+    if instance is not None and session is not None:
         instance.remove_session(session)
 
 
@@ -127,24 +135,32 @@ def _macro_names(file: str) -> set[str]:
     }
 
 
-def _find_instance(cursor: duckdb.DuckDBPyConnection) -> Instance | None:
+def _find_number(cursor: duckdb.DuckDBPyConnection) -> int | None:
+    """Return the number of the DuckDB instance; None where nobody loaded it yet."""
     try:
-        number = cursor.execute(f"SELECT {IDENTITY}()").fetchall()[0][0]
+        return int(cursor.execute(f"SELECT {IDENTITY}()").fetchall()[0][0])
     except duckdb.CatalogException:
         return None
-    return _instances[number]
 
 
 def _new_instance(
-    cursor: duckdb.DuckDBPyConnection, directory: str | None, background: bool | int
+    cursor: duckdb.DuckDBPyConnection,
+    number: int,
+    directory: str | None,
+    background: bool | int,
 ) -> Instance:
     found = cursor.execute("SELECT current_setting('threads')").fetchall()[0][0]
     threads = int(found) or os.cpu_count() or 1
     # By default searches keep half of the processors for themselves.
     build_threads = max(1, threads // 2) if background is True else int(background)
-    number = len(_registered)
     instance = Instance(number, directory, threads, build_threads)
     _instances[number] = instance
+    return instance
+
+
+def _register(cursor: duckdb.DuckDBPyConnection) -> int:
+    """Make the functions known to a DuckDB instance, and return its number."""
+    number = len(_registered)
     for module in _UDF_MODULES:
         importlib.import_module(module)
     registry = importlib.import_module("duckvec.udfs.registry")
@@ -164,7 +180,7 @@ def _new_instance(
 
     cursor.create_function(IDENTITY, identity, [], "BIGINT", side_effects=True)
     _registered.append(identity)
-    return instance
+    return number
 
 
 @atexit.register
@@ -179,7 +195,8 @@ def _abandon_all() -> None:
     """Leave everything to the parent, in a child that was just forked."""
     global _lock
     _lock = threading.Lock()  # a thread that is not here may hold the parent's
-    abandon(list(_instances.values()))
+    if _registered:
+        abandon(list(_instances.values()))
     _instances.clear()
 
 

@@ -17,6 +17,9 @@ from duckvec.tables import read_only
 # The function that returns the number of the instance that it is called in.
 IDENTITY = "__duckvec_instance"
 
+# So many connections that are gone may keep their instances.
+MOST_FORGOTTEN = 64
+
 
 def find_session(number: int) -> tuple[Instance, Session]:
     """Return the session of a number, which is unique in the process, and its instance.
@@ -36,6 +39,20 @@ def find_session(number: int) -> tuple[Instance, Session]:
     return instance, session
 
 
+def forget_all_but_default() -> None:
+    """Keep no instance for the sake of connections that are gone for good.
+
+    Called by `load`. Of the connections whose object is gone only Python's default one
+    may still be used; which of them it is, is asked only where they are many.
+    """
+    if len(forgotten) > MOST_FORGOTTEN:
+        default = _default_connection()
+        number = default[1] if default else None
+        for session, instance in list(forgotten.items()):
+            if instance.number != number:
+                forgotten.pop(session, None)
+
+
 def _find_default_connection(instance: Instance, number: int) -> Session | None:
     """Return the session of `duckdb.default_connection()`, found again; or None.
 
@@ -43,14 +60,10 @@ def _find_default_connection(instance: Instance, number: int) -> Session | None:
     goes on. This runs inside a search on a connection whose object is gone: it can be
     no other one.
     """
-    try:
-        connection = duckdb.default_connection()
-        with read_only(connection.cursor()) as cursor:
-            found = cursor.execute(f"SELECT {IDENTITY}()").fetchall()
-    except duckdb.Error:
+    default = _default_connection()
+    if default is None or default[1] != instance.number:
         return None
-    if found[0][0] != instance.number:
-        return None
+    connection = default[0]
     session = Session(connection, number)
     session.kept = connection
     with instance.lock:
@@ -58,6 +71,17 @@ def _find_default_connection(instance: Instance, number: int) -> Session | None:
         loaded[number] = instance
         forgotten.pop(number, None)
     return session
+
+
+def _default_connection() -> tuple[duckdb.DuckDBPyConnection, int] | None:
+    """Return Python's default connection and its instance's number, if it has one."""
+    try:
+        connection = duckdb.default_connection()
+        with read_only(connection.cursor()) as cursor:
+            found = cursor.execute(f"SELECT {IDENTITY}()").fetchall()
+    except duckdb.Error:
+        return None
+    return connection, int(found[0][0])
 
 
 def answer(
