@@ -83,6 +83,10 @@ class BusyError(VectorIndexError):
     """Raised when the work cannot start because other work does not end."""
 
 
+class MemoryLimitError(VectorIndexError, MemoryError):
+    """Raised when a build may take more memory than memory_limit leaves."""
+
+
 class ClosedError(VectorIndexError):
     """Raised when something is used after it was closed."""
 

@@ -250,6 +250,7 @@ def load(
     *,
     directory: str | None = None,
     background: bool | int = True,
+    memory_limit: int | str | None = None,
 ) -> VectorIndexes:
     """Load duckvec into a DuckDB connection or cursor, and return a handle.
 
@@ -269,12 +270,16 @@ def load(
             how many threads, by default half of DuckDB's. With False they are indexed
             only by `vector_compact` and `VectorIndexes.wait`. Counts for the first
             load of an instance.
+        memory_limit: what open segments and builds may hold, in bytes, or as text like
+            '2GB'; 'none' or -1 lifts it. The last one given holds for all loads of an
+            instance; None leaves it as it is, by default without a limit.
 
     Raises:
         ClosedError: the connection is closed.
-        ParameterError: `background` is negative or no number.
+        ParameterError: `background` is negative or no number, or `memory_limit` is no
+            size.
     """
-    instance, session = install(con, directory, background)
+    instance, session = install(con, directory, background, memory_limit)
     return VectorIndexes(con, instance, session)
 
 
@@ -288,6 +293,7 @@ def connect(
     *,
     directory: str | None = None,
     background: bool | int = True,
+    memory_limit: int | str | None = None,
     **options: Any,
 ) -> duckdb.DuckDBPyConnection:
     """Return `duckdb.connect(database, **options)` with duckvec loaded.
@@ -296,11 +302,17 @@ def connect(
         database: path of the database file, or ":memory:".
         directory: where artifacts go; see `load`.
         background: whether new rows are indexed in the background; see `load`.
+        memory_limit: what open segments and builds may hold; see `load`.
         options: further arguments of `duckdb.connect`, such as read_only=True.
     """
     con = duckdb.connect(database, **options)
     try:
-        load(con, directory=directory, background=background)
+        load(
+            con,
+            directory=directory,
+            background=background,
+            memory_limit=memory_limit,
+        )
     except BaseException:
         con.close()
         raise

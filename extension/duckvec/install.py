@@ -16,6 +16,7 @@ from duckvec.background import watch
 from duckvec.errors import ClosedError, ParameterError
 from duckvec.instance import Instance
 from duckvec.sessions import IDENTITY
+from duckvec.sizes import parse_limit
 from duckvec.sql_text import read_sql
 from duckvec.states import Session
 from duckvec.tables import read_only
@@ -42,6 +43,7 @@ def install(
     connection: duckdb.DuckDBPyConnection,
     directory: str | None,
     background: bool | int,
+    memory_limit: int | str | None,
 ) -> tuple[Instance, Session]:
     """Make the SQL functions known to a connection; idempotent.
 
@@ -52,11 +54,13 @@ def install(
         directory: where artifacts go; of the instance's first load.
         background: whether to index in the background, or with how many threads; of
             the instance's first load.
+        memory_limit: for open segments and builds, from now on; None leaves it.
 
     Raises:
         ClosedError: the connection is closed.
-        ParameterError: `background` is neither.
+        ParameterError: `background` or `memory_limit` is none of these.
     """
+    limit = None if memory_limit is None else parse_limit(memory_limit)
     if not isinstance(background, int) or background < 0:
         raise ParameterError(
             f"background = {background!r} is neither True nor False nor a number of "
@@ -73,6 +77,8 @@ def install(
             )
         finally:
             cursor.close()
+    if memory_limit is not None:
+        instance.memory.set_limit(limit)
     session = instance.add_session(connection)
     # What indexes there are is read now, so that they follow what ALTER does from here.
     with read_only(session.cursor()) as cursor:

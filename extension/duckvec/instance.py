@@ -21,6 +21,7 @@ from duckvec.errors import ClosedError, VectorIndexError
 from duckvec.filters import CheckedFilters
 from duckvec.keeper import Keeper, Task
 from duckvec.lookups import Lookups
+from duckvec.memory import MemoryBudget
 from duckvec.segments import Segment, SegmentRow
 from duckvec.selectivity import Selectivities
 from duckvec.sql_text import quote_path
@@ -78,6 +79,7 @@ class Instance:
         self.directory = directory
         self.threads = threads
         self.build_threads = build_threads
+        self.memory = MemoryBudget()
         self.sessions: dict[int, Session] = {}
         self.databases: dict[int, DatabaseState] = {}
         self.stored_plans: dict[Hashable, StoredPlan] = {}
@@ -275,7 +277,9 @@ class Instance:
                 by_index.setdefault(segment.index_id, []).append(segment)
             for row in catalog.read_indexes(cursor, state.name):
                 rows = sorted(by_index.get(row.index_id, []), key=_segment_number)
-                segments = tuple(Segment(segment, folder) for segment in rows)
+                segments = tuple(
+                    Segment(segment, folder, self.memory) for segment in rows
+                )
                 index = state.indexes[row.key] = IndexState(row, segments)
                 path = quote_path((state.name, row.schema_name, row.table_name))
                 caller = Caller(0, state.name, row.schema_name, "")

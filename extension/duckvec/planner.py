@@ -375,7 +375,7 @@ def _usable_generation(
         return "no entry has a row"
     try:
         for live in generation.segments:
-            live.segment.index()
+            live.segment.require_whole()
     except ArtifactError as error:
         if live.segment in index.segments:
             index.last_error = str(error)

@@ -11,11 +11,12 @@ BLAKE2b-128 of everything before it (16 bytes).
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import struct
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ from duckvec.errors import ArtifactError
 from duckvec.index_types import get_index_type
 from duckvec.index_types.base import SegmentIndex
 from duckvec.ladders import Ladder, Measured, setting_for
+from duckvec.memory import MemoryBudget
 from duckvec.metrics import METRICS
 
 MAGIC = b"DUCKVEC\x00"
@@ -103,41 +105,58 @@ class Segment:
     """One segment as the searches use it: opened when first needed, then shared.
 
     Any thread may call any method; opening happens once, under a lock that is never
-    held while SQL runs.
+    held while SQL runs. Where memory is limited it may be closed whenever nobody uses
+    it; the next use opens it again.
     """
 
     def __init__(
-        self, row: SegmentRow, folder: Path, index: SegmentIndex | None = None
+        self,
+        row: SegmentRow,
+        folder: Path,
+        memory: MemoryBudget,
+        index: SegmentIndex | None = None,
     ) -> None:
+        """Take over a segment; `index` where it was just built."""
         self.row = row
         self._folder = folder
+        self._memory = memory
         self._lock = threading.Lock()
         self._index = index
+        self._users = 0
+        self._whole = index is not None
+        self._held = 0 if index is None else index.memory_bytes()
         self.error: str | None = None
         self.samples: tuple[tuple[int, int], ...] = ()
+        if index is not None:
+            memory.use(self)
 
-    def index(self) -> SegmentIndex:
-        """Return the opened index, verifying its file before a library reads it.
+    @contextlib.contextmanager
+    def use(self) -> Iterator[SegmentIndex]:
+        """Hold the opened index, verifying its file before a library reads it.
 
         Raises:
             ArtifactError: a file is missing, cut or altered; the sentence also stays
                 in `error`.
         """
-        if self._index is not None:
-            return self._index
         with self._lock:
-            if self._index is None:
-                try:
-                    self._index = self._open()
-                except (ArtifactError, OSError, RuntimeError) as error:
-                    self.error = str(error)
-                    if isinstance(error, ArtifactError):
-                        raise
-                    raise ArtifactError(
-                        f"the artifact {self.row.file} cannot be opened ({error}); "
-                        "build the index again"
-                    ) from error
-            return self._index
+            index = self._index if self._index is not None else self._open_within()
+            self._users += 1
+        self._memory.use(self)
+        try:
+            yield index
+        finally:
+            with self._lock:
+                self._users -= 1
+
+    def require_whole(self) -> None:
+        """Open the files once, to see whether a library can read them.
+
+        Raises:
+            ArtifactError: it cannot.
+        """
+        if not self._whole:
+            with self.use():
+                pass
 
     def check(self) -> str | None:
         """Return what is wrong with the files as far as it is known, or None.
@@ -158,14 +177,24 @@ class Segment:
 
     def memory_bytes(self) -> int:
         """Return the bytes of memory held; 0 where it is not open."""
-        return 0 if self._index is None else self._index.memory_bytes()
+        return 0 if self._index is None else self._held
 
     def close(self) -> None:
         """Release the opened index; the next use opens it again."""
         with self._lock:
-            if self._index is not None:
-                self._index.close()
-                self._index = None
+            self._close()
+
+    def close_if_idle(self) -> bool:
+        """Release the opened index unless it is used now; return whether it was."""
+        if not self._lock.acquire(blocking=False):
+            return False  # it is being opened
+        try:
+            if self._users:
+                return False
+            self._close()
+            return True
+        finally:
+            self._lock.release()
 
     def files(self) -> list[Path]:
         """Return the paths of both files."""
@@ -191,6 +220,34 @@ class Segment:
         """Keep position and hash of a few entries, to know their rows again by."""
         places = np.unique(np.linspace(0, len(hashes) - 1, SAMPLES, dtype=np.int64))
         self.samples = tuple((int(place), int(hashes[place])) for place in places)
+
+    def _close(self) -> None:
+        index, self._index = self._index, None
+        if index is not None:
+            index.close()
+
+    def _open_within(self) -> SegmentIndex:
+        """Open the index once there is room for it in memory."""
+        kind, row = get_index_type(self.row.index_type), self.row
+        expected = self._held or kind.opened_bytes(
+            row.size_bytes, row.row_count, row.dimension
+        )
+        with self._memory.opening(expected):
+            try:
+                index = self._open()
+            except (ArtifactError, OSError, RuntimeError) as error:
+                self.error = str(error)
+                if isinstance(error, ArtifactError):
+                    raise
+                raise ArtifactError(
+                    f"the artifact {self.row.file} cannot be opened ({error}); "
+                    "build the index again"
+                ) from error
+        self._held, self._index, self._whole = index.memory_bytes(), index, True
+        self._memory.use(self)
+        if self._held > expected:
+            self._memory.shrink()
+        return index
 
     def _open(self) -> SegmentIndex:
         header, _, _ = self._read_map()
@@ -263,6 +320,7 @@ def write_segment(
     rowids: NDArray[np.int64],
     hashes: NDArray[np.uint64],
     measure: Callable[[], Measured],
+    memory: MemoryBudget,
 ) -> Segment:
     """Write both files of a new segment whole and durably; return the segment.
 
@@ -320,7 +378,7 @@ def write_segment(
             "checksum": digest.hex(),
         }
     )
-    segment = Segment(finished, folder, index)
+    segment = Segment(finished, folder, memory, index)
     segment.keep_samples(hashes)
     return segment
 

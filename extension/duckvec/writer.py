@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -90,6 +90,7 @@ class SegmentWriter:
         self._taken = set(taken)
         self._done_rows = 0
         self._kept = False
+        self._reserved = contextlib.ExitStack()
 
     @property
     def segments(self) -> tuple[Segment, ...]:
@@ -99,6 +100,17 @@ class SegmentWriter:
     def search_params(self) -> dict[str, int]:
         """Return the most thorough of their default search parameters."""
         return most_thorough(self.segments)
+
+    def reserve(self, peak_bytes: Callable[[], int]) -> None:
+        """Keep memory for the work on one segment, where memory is limited.
+
+        Raises:
+            MemoryLimitError: it does not fit.
+        """
+        memory, order = self.instance.memory, self.order
+        if memory.limit is not None:
+            name = f"building {order.index_type.name} on {order.table.label}"
+            self._reserved.enter_context(memory.building(peak_bytes(), name))
 
     def keep(self) -> None:
         """Leave the files where they are: the catalog names them now."""
@@ -117,6 +129,7 @@ class SegmentWriter:
     def write(self, vectors: NDArray[np.float32], rowids: NDArray[np.int64]) -> None:
         """Build and store one segment; `vectors` may be normalised in place."""
         started = time.perf_counter()
+        self.instance.memory.shrink()  # the segments written before may go
         hashes = hash_vectors(vectors)
         order = self.order
         if order.metric.normalizes:
@@ -173,7 +186,9 @@ class SegmentWriter:
                 build_seconds=row.build_seconds,
             )
 
-        segment = write_segment(row, self._folder, built, rowids, hashes, measure)
+        segment = write_segment(
+            row, self._folder, built, rowids, hashes, measure, self.instance.memory
+        )
         self._taken.add(number)
         self.live.append(LiveSegment(segment, rowids.copy(), None))
         self._done_rows += rows
@@ -190,6 +205,7 @@ class SegmentWriter:
         trace: TracebackType | None,
     ) -> None:
         """Delete what was not kept."""
+        self._reserved.close()
         if not self._kept:
             remove_files(self.segments)
 
