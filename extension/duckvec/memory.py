@@ -63,10 +63,14 @@ class MemoryBudget:
         with self._lock:
             self._used[holder] = next(self._ticks)
 
-    def shrink(self) -> None:
-        """Close the segments that were not used for longest until all is within."""
-        with self._taking(0, refused=None):
-            pass
+    def shrink(self, but: Holder | None = None) -> None:
+        """Close the segments that were not used for longest until all is within.
+
+        Args:
+            but: one that stays open.
+        """
+        if self._limit is not None:
+            self._make_room(0, but)
 
     def opening(self, expected: int) -> contextlib.AbstractContextManager[None]:
         """Make room for a segment, as far as others can be closed, and keep it.
@@ -92,10 +96,7 @@ class MemoryBudget:
 
     @contextlib.contextmanager
     def _taking(self, wanted: int, refused: str | None) -> Iterator[None]:
-        stuck: set[int] = set()  # in use: not asked again
-        while (holder := self._in_the_way(wanted, stuck)) is not None:
-            if not holder.close_if_idle():
-                stuck.add(id(holder))
+        self._make_room(wanted)
         with self._lock:
             held, limit = self._held(), self._limit
             if refused is not None and limit is not None and held + wanted > limit:
@@ -110,6 +111,12 @@ class MemoryBudget:
         finally:
             with self._lock:
                 self._reserved -= wanted
+
+    def _make_room(self, wanted: int, but: Holder | None = None) -> None:
+        stuck = {id(but)}  # and those in use: not asked again
+        while (holder := self._in_the_way(wanted, stuck)) is not None:
+            if not holder.close_if_idle():
+                stuck.add(id(holder))
 
     def _in_the_way(self, wanted: int, stuck: set[int]) -> Holder | None:
         """Return what is to be closed next to make room; None where nothing is."""

@@ -147,6 +147,7 @@ class Segment:
         finally:
             with self._lock:
                 self._users -= 1
+            self._memory.shrink(but=self)  # others that were in use then may go
 
     def require_whole(self) -> None:
         """Open the files once, to see whether a library can read them.
