@@ -23,6 +23,7 @@ LAYERS = [
     "ladders",
     "filters",
     "keeper",
+    "calls",
     "sizes",
     "memory",
     "segments",

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+
+import pyarrow as pa
+
+from duckvec.errors import VectorIndexError
+from duckvec.sessions import find_session, pulse
+
+NOT_LOADED = -1  # the number of no call
 
 
 @dataclass(frozen=True)
@@ -44,6 +52,56 @@ def udf(
 
     def announce(function: Callable[..., Any]) -> Callable[..., Any]:
         UDFS.append(Udf(name, function, arguments, returns, side_effects, arrow))
+        return function
+
+    return announce
+
+
+def long_udf(
+    name: str, arguments: tuple[str, ...], returns: str
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Announce a function that takes long, the first argument a session's number.
+
+    Besides the function itself: NAME_begin, which takes the number of the statement
+    and any column of rows behind the arguments, is called for chunks of rows, and
+    returns the number of the call once it is done, NULL before; and NAME_end, which
+    returns the result of a call of that number.
+    """
+
+    def announce(function: Callable[..., Any]) -> Callable[..., Any]:
+        def begin(*columns: pa.ChunkedArray) -> pa.Array:
+            *values, statement = (column[0].as_py() for column in columns[:-1])
+            try:
+                number = pulse(
+                    values[0], statement, (name, *values), lambda: function(*values)
+                )
+            except VectorIndexError:
+                number = NOT_LOADED  # `end` tells the sentence
+            return pa.array([number] * len(columns[-1]), pa.int64())
+
+        def end(session: int, number: int) -> dict[str, Any]:
+            try:
+                _, own = find_session(session)
+            except VectorIndexError as error:
+                return {"error": str(error), "row": None}
+            call = own.calls.find(number)
+            if call.error is not None:
+                raise call.error
+            result: dict[str, Any] = call.result
+            return result
+
+        # DuckDB counts the parameters of what it is given.
+        begin.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+            [
+                inspect.Parameter(f"column_{at}", inspect.Parameter.POSITIONAL_ONLY)
+                for at in range(len(arguments) + 2)
+            ]
+        )
+        udf(name, arguments, returns)(function)
+        udf(f"{name}_begin", (*arguments, "UBIGINT", "BIGINT"), "BIGINT", arrow=True)(
+            begin
+        )
+        udf(f"{name}_end", ("INTEGER", "BIGINT"), returns)(end)
         return function
 
     return announce

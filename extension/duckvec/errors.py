@@ -91,6 +91,15 @@ class ClosedError(VectorIndexError):
     """Raised when something is used after it was closed."""
 
 
+class InterruptedCallError(VectorIndexError):
+    """Raised in a long call whose statement was interrupted; nobody waits for it."""
+
+    def __init__(self, name: str) -> None:
+        """Compose the sentence and keep the name of the call."""
+        self.name = name
+        super().__init__(f"{name} was interrupted")
+
+
 class BuildCancelledError(VectorIndexError):
     """Raised when a build stops because its caller said so."""
 

@@ -220,7 +220,12 @@ class VectorIndexes:
         return self._connection
 
     def _row(self, sql: str, values: dict[str, Any]) -> dict[str, Any]:
-        result = self._open().execute(sql, values)
+        try:
+            result = self._open().execute(sql, values)
+        except duckdb.InterruptException as error:
+            if self._session.calls.by_keyboard:
+                raise KeyboardInterrupt from error
+            raise
         names = [column[0] for column in result.description or ()]
         return dict(zip(names, result.fetchall()[0], strict=True))
 

@@ -14,7 +14,8 @@ from duckdb.func import FunctionNullHandling, PythonUDFType
 
 from duckvec.background import watch
 from duckvec.errors import ClosedError, ParameterError
-from duckvec.instance import Instance
+from duckvec.instance import CLOSE_SECONDS, Instance
+from duckvec.priority import wait_for_all
 from duckvec.sessions import IDENTITY
 from duckvec.sizes import parse_limit
 from duckvec.sql_text import read_sql
@@ -170,3 +171,4 @@ def _close_all() -> None:
     for instance in list(_instances.values()):
         instance.close()
     _instances.clear()
+    wait_for_all(CLOSE_SECONDS)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import duckdb
@@ -67,3 +67,30 @@ def answer(
         return {"error": None, "row": call(*find_session(session))}
     except FAILURES as error:
         return {"error": str(error), "row": None}
+
+
+def pulse(
+    session: int, statement: int, key: Hashable, work: Callable[[], dict[str, Any]]
+) -> int | None:
+    """Wait a moment for the work of a statement, which begins with the first call.
+
+    Returns:
+        The number of the call once it is done, for `Calls.find`; else None.
+
+    Raises:
+        VectorIndexError: the connection is not loaded any more.
+    """
+    _, own = find_session(session)
+    call = own.calls.begin_once(statement, key, str(key), work)
+    try:
+        return call.number if call.wait_a_moment() else None
+    except KeyboardInterrupt:
+        # Raised here it would arrive as an error of this function. Interrupted, the
+        # statement ends before the next pulse, with DuckDB's own error.
+        call.cancel()
+        connection = own.connection()
+        if connection is None:
+            raise
+        own.calls.by_keyboard = True
+        connection.interrupt()
+        return None

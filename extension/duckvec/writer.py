@@ -24,7 +24,7 @@ from duckvec.keeper import Task
 from duckvec.ladders import Measured
 from duckvec.metrics import Metric, normalize_rows_inplace
 from duckvec.policy import segment_capacity
-from duckvec.priority import call_gently
+from duckvec.priority import call_apart
 from duckvec.reader import count_rows, read_vectors
 from duckvec.segments import (
     FORMAT_VERSION,
@@ -150,7 +150,7 @@ class SegmentWriter:
                 cancelled=lambda: self.task.cancelled or not self.instance.is_open,
             )
 
-        built = call_gently(build) if order.gently else build()
+        built = call_apart(build, self.check, self._reserved, gently=order.gently)
         self.check()
         segment_id = paths.new_segment_id()
         library, _, version = built.library_note.partition(" ")
@@ -184,6 +184,7 @@ class SegmentWriter:
                 params,
                 threads=order.threads,
                 build_seconds=row.build_seconds,
+                check=self.check,
             )
 
         segment = write_segment(
