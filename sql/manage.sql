@@ -55,6 +55,7 @@ WITH call AS MATERIALIZED (
             current_database(),
             current_schema(),
             current_setting('search_path'),
+            __duckvec_caller({session}),
             current_query_id(),
             pulse.range
         ) AS number
@@ -100,6 +101,7 @@ WITH call AS MATERIALIZED (
             current_database(),
             current_schema(),
             current_setting('search_path'),
+            __duckvec_caller({session}),
             current_query_id(),
             pulse.range
         ) AS number
@@ -145,6 +147,7 @@ WITH call AS MATERIALIZED (
             current_database(),
             current_schema(),
             current_setting('search_path'),
+            __duckvec_caller({session}),
             current_query_id(),
             pulse.range
         ) AS number

@@ -48,6 +48,7 @@ WITH call AS MATERIALIZED (
             current_database(),
             current_schema(),
             current_setting('search_path'),
+            __duckvec_caller({session}),
             current_query_id(),
             pulse.range
         ) AS number

@@ -23,6 +23,7 @@ LAYERS = [
     "ladders",
     "filters",
     "keeper",
+    "keyboard",
     "calls",
     "sizes",
     "memory",

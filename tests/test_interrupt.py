@@ -16,14 +16,19 @@ import numpy as np
 import pytest
 
 import duckvec
-from duckvec import builder, recall
+from duckvec import builder
+from duckvec.errors import BuildCancelledError
 from duckvec.index_types import get_index_type
+from duckvec.measuring import Runner
+from duckvec.metrics import METRICS
 from tests.data import Vectors, create, create_table, search
 
 pytestmark = pytest.mark.core
 
 SOON = 1.0  # seconds from the interruption until the call is over
 SLACK = 1.0  # and what a busy machine may add
+# DuckDB raises the second one where a worker thread of its own ran our function.
+INTERRUPTED = (duckdb.InterruptException, RuntimeError)
 SLOW = 20.0  # what a call takes that nobody interrupts
 
 
@@ -97,7 +102,7 @@ def test_an_interrupted_build_leaves_nothing_and_the_connection_works_on(
 ) -> None:
     create_table(con, vectors)
     act = con.interrupt if how == "interrupt" else _press_ctrl_c
-    with _after(0.5, act) as times, pytest.raises(duckdb.InterruptException):
+    with _after(0.5, act) as times, pytest.raises(INTERRUPTED):
         create(con, "FLAT")
     assert time.monotonic() - times[0] < SOON + SLACK
     assert step.began.is_set() and not step.ended.is_set()
@@ -167,7 +172,7 @@ def test_measuring_recall_is_interrupted(
 ) -> None:
     create_table(con, vectors)
     create(con, "IVF_FLAT")
-    running = recall.Runner.run_exactly
+    running = Runner.run_exactly
     ran = []
 
     def slow(*arguments: Any) -> Any:
@@ -175,7 +180,7 @@ def test_measuring_recall_is_interrupted(
         ran.append(time.monotonic())
         return running(*arguments)
 
-    monkeypatch.setattr(recall.Runner, "run_exactly", slow)
+    monkeypatch.setattr(Runner, "run_exactly", slow)
     with (
         _after(0.5, con.interrupt) as times,
         pytest.raises(duckdb.InterruptException),
@@ -184,7 +189,7 @@ def test_measuring_recall_is_interrupted(
     assert time.monotonic() - times[0] < SOON + SLACK
     time.sleep(SOON)
     assert len(ran) < 30 and ran[-1] - times[0] < SOON + SLACK
-    assert con.execute("SELECT recall FROM vector_recall('items')").fetchall()
+    assert con.execute("FROM vector_recall('items', sample := 3)").fetchall()
 
 
 def test_a_call_goes_on_where_its_statement_only_comes_slowly(
@@ -209,9 +214,6 @@ def test_hnsw_adds_rows_in_blocks_that_are_short() -> None:
     def cancelled() -> bool:
         asked.append(time.monotonic())
         return asked[-1] - asked[0] > 2
-
-    from duckvec.errors import BuildCancelledError
-    from duckvec.metrics import METRICS
 
     with pytest.raises(BuildCancelledError):
         kind.build(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -62,18 +63,22 @@ def long_udf(
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Announce a function that takes long, the first argument a session's number.
 
-    Besides the function itself: NAME_begin, which takes the number of the statement
-    and any column of rows behind the arguments, is called for chunks of rows, and
-    returns the number of the call once it is done, NULL before; and NAME_end, which
-    returns the result of a call of that number.
+    Besides the function itself, these: NAME_begin, which takes also the thread of the
+    caller, the number of the statement, and any column. It is called for chunks of
+    rows, and returns the number of the call once it is done, NULL before. And NAME_end,
+    which returns the result of the call of that number.
     """
 
     def announce(function: Callable[..., Any]) -> Callable[..., Any]:
         def begin(*columns: pa.ChunkedArray) -> pa.Array:
-            *values, statement = (column[0].as_py() for column in columns[:-1])
+            *values, caller, statement = (each[0].as_py() for each in columns[:-1])
             try:
                 number = pulse(
-                    values[0], statement, (name, *values), lambda: function(*values)
+                    values[0],
+                    statement,
+                    caller,
+                    (name, *values),
+                    lambda: function(*values),
                 )
             except VectorIndexError:
                 number = NOT_LOADED  # `end` tells the sentence
@@ -94,14 +99,23 @@ def long_udf(
         begin.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
             [
                 inspect.Parameter(f"column_{at}", inspect.Parameter.POSITIONAL_ONLY)
-                for at in range(len(arguments) + 2)
+                for at in range(len(arguments) + 3)
             ]
         )
         udf(name, arguments, returns)(function)
-        udf(f"{name}_begin", (*arguments, "UBIGINT", "BIGINT"), "BIGINT", arrow=True)(
-            begin
-        )
+        udf(
+            f"{name}_begin",
+            (*arguments, "BIGINT", "UBIGINT", "BIGINT"),
+            "BIGINT",
+            arrow=True,
+        )(begin)
         udf(f"{name}_end", ("INTEGER", "BIGINT"), returns)(end)
         return function
 
     return announce
+
+
+@udf("__duckvec_caller", ("INTEGER",), "BIGINT", side_effects=False)
+def caller(session: int) -> int:
+    """Return the thread that binds the statement: folded, it is the caller's."""
+    return threading.get_ident()

@@ -17,9 +17,12 @@ from typing import Any
 
 from duckvec.errors import InterruptedCallError
 from duckvec.keeper import POLL_SECONDS, heeding
+from duckvec.keyboard import Noticed, is_main_thread, noticing
 
 # A chunk waits no longer than this: so soon DuckDB sees that it was interrupted.
 PULSE_SECONDS = 0.05
+# What DuckDB's wait for a worker thread takes, and more, until Python handles a signal.
+CTRL_C_PULSES = 3
 # The work was given up where nobody waited for so long, and at so many looks: where the
 # whole process stood still, those who wait come first.
 ABANDONED_SECONDS, ABANDONED_LOOKS = 0.4, 6
@@ -34,8 +37,8 @@ class Call:
     work's own thread, now and then.
     """
 
-    def __init__(self, name: str, work: Callable[[], Any]) -> None:
-        """Begin the work at once."""
+    def __init__(self, name: str, work: Callable[[], Any], caller: int) -> None:
+        """Begin the work at once, for a statement of the thread `caller`."""
         self.number = next(_numbers)
         self.result: Any = None
         self.error: BaseException | None = None
@@ -46,6 +49,9 @@ class Call:
         self._beats = self._seen = 0
         self._looks = 0
         self._looked_at = self._seen_at = time.monotonic()
+        self._caller = caller
+        self._ctrl_c: Noticed | None = None
+        self._ctrl_c_pulses = 0
         self._thread = threading.Thread(
             target=self._run, name="duckvec-call", daemon=True
         )
@@ -57,6 +63,16 @@ class Call:
         ended = self._done.wait(PULSE_SECONDS)
         self._beats += 1
         return ended
+
+    @property
+    def saw_ctrl_c(self) -> bool:
+        """Whether Ctrl-C was pressed some pulses ago: Python's own error comes first.
+
+        Else it would still wait for the main thread, and come once that has left.
+        """
+        if self._ctrl_c and not self._done.is_set():
+            self._ctrl_c_pulses += 1
+        return self._ctrl_c_pulses > CTRL_C_PULSES
 
     def cancel(self, timeout: float | None = None) -> None:
         """Stop the work at its next check, and wait so long for that."""
@@ -82,12 +98,16 @@ class Call:
 
     def _run(self) -> None:
         try:
-            with heeding(self.check):
+            with (
+                noticing(is_main_thread(self._caller)) as self._ctrl_c,
+                heeding(self.check),
+            ):
                 self.result = self._work()
+                self._ctrl_c = None
         except BaseException as error:  # handed to the statement that waits
             self.error = error
         finally:
-            self._work = _nothing
+            self._work, self._ctrl_c = _nothing, None
             self._done.set()
 
 
@@ -107,7 +127,12 @@ class Calls:
         self.by_keyboard = False
 
     def begin_once(
-        self, statement: int, key: Hashable, name: str, work: Callable[[], Any]
+        self,
+        statement: int,
+        caller: int,
+        key: Hashable,
+        name: str,
+        work: Callable[[], Any],
     ) -> Call:
         """Return the call of the statement with this key; begin it the first time."""
         with self._lock:
@@ -118,7 +143,7 @@ class Calls:
                 self._calls.clear()
                 self.by_keyboard = False
             if key not in self._calls:
-                self._calls[key] = Call(name, work)
+                self._calls[key] = Call(name, work, caller)
             return self._calls[key]
 
     def find(self, number: int) -> Call:

@@ -20,6 +20,9 @@ from duckvec.sql_text import quote_identifier
 from duckvec.states import Session
 from duckvec.tables import Caller, read_only, require_table, vector_columns
 
+# The text of the RuntimeError that DuckDB raises after Ctrl-C.
+BY_KEYBOARD = "Query interrupted"
+
 
 class VectorIndexes:
     """The vector indexes of one DuckDB instance, seen from one connection.
@@ -222,8 +225,8 @@ class VectorIndexes:
     def _row(self, sql: str, values: dict[str, Any]) -> dict[str, Any]:
         try:
             result = self._open().execute(sql, values)
-        except duckdb.InterruptException as error:
-            if self._session.calls.by_keyboard:
+        except (duckdb.InterruptException, RuntimeError) as error:
+            if self._session.calls.by_keyboard or str(error) == BY_KEYBOARD:
                 raise KeyboardInterrupt from error
             raise
         names = [column[0] for column in result.description or ()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Hashable
 from typing import Any
 
@@ -70,7 +71,11 @@ def answer(
 
 
 def pulse(
-    session: int, statement: int, key: Hashable, work: Callable[[], dict[str, Any]]
+    session: int,
+    statement: int,
+    caller: int,
+    key: Hashable,
+    work: Callable[[], dict[str, Any]],
 ) -> int | None:
     """Wait a moment for the work of a statement, which begins with the first call.
 
@@ -81,16 +86,17 @@ def pulse(
         VectorIndexError: the connection is not loaded any more.
     """
     _, own = find_session(session)
-    call = own.calls.begin_once(statement, key, str(key), work)
-    try:
-        return call.number if call.wait_a_moment() else None
-    except KeyboardInterrupt:
-        # Raised here it would arrive as an error of this function. Interrupted, the
-        # statement ends before the next pulse, with DuckDB's own error.
-        call.cancel()
-        connection = own.connection()
-        if connection is None:
-            raise
-        own.calls.by_keyboard = True
+    call = own.calls.begin_once(statement, caller, key, str(key), work)
+    with contextlib.suppress(KeyboardInterrupt):
+        if call.wait_a_moment():
+            return call.number
+        if not call.saw_ctrl_c:
+            return None
+    # Raised here it would arrive as an error of this function. Interrupted, the
+    # statement ends before the next pulse, with DuckDB's own error.
+    call.cancel()
+    own.calls.by_keyboard = True
+    connection = own.connection()
+    if connection is not None:
         connection.interrupt()
-        return None
+    return None

@@ -307,7 +307,7 @@ class Hnsw(IndexType):
             )
             pace = (time.perf_counter() - began) / (stop - start)
             block = int(BLOCK_SECONDS / pace) if pace else MOST_BLOCK_ROWS
-            block = max(64, min(block, MOST_BLOCK_ROWS))
+            block = max(64, min(block, 2 * (stop - start), MOST_BLOCK_ROWS))
             start = stop
         report(progress, 1.0)
         return HnswSegment(index, metric, numbers, dimension, self._note())
