@@ -105,18 +105,19 @@ def test_room_is_made_before_a_segment_is_opened(
     _check(con, vectors, "a")
     limit = int(1.5 * _held(con)["a"])
     duckvec.load(con, memory_limit=limit)
-    memory = handle._instance.memory
+    memory, others = handle._instance.memory, _segments(handle)
     at_opening = []
     opening = Segment._open
 
     def spy(segment: Segment) -> Any:
-        at_opening.append(memory.held_bytes())
+        at_opening.append((memory.held_bytes(), others["a"].memory_bytes()))
         return opening(segment)
 
     monkeypatch.setattr(Segment, "_open", spy)
     _check(con, vectors, "b")
-    assert len(at_opening) == 1
-    assert 0 < at_opening[0] <= limit
+    ((held, left),) = at_opening
+    assert 0 < held <= limit, "what is about to be opened counts"
+    assert left == 0, "the other one made room"
     con.close()
 
 
