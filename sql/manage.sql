@@ -41,19 +41,30 @@ CREATE OR REPLACE TEMP MACRO create_vector_index(
     metric := 'L2',
     index_file_size := 1024
 ) AS TABLE
-WITH result AS MATERIALIZED (
-    SELECT __duckvec_create(
-        {session},
-        collection,
-        index_type,
-        to_json(params),
-        column_name,
-        metric,
-        index_file_size,
-        current_database(),
-        current_schema(),
-        current_setting('search_path')
-    ) AS result
+WITH call AS MATERIALIZED (
+    SELECT number
+    FROM (
+        SELECT __duckvec_create_begin(
+            {session},
+            collection,
+            index_type,
+            to_json(params),
+            column_name,
+            metric,
+            index_file_size,
+            current_database(),
+            current_schema(),
+            current_setting('search_path'),
+            __duckvec_caller({session}),
+            current_query_id(),
+            pulse.range
+        ) AS number
+        FROM range(1000000000000) AS pulse
+    )
+    WHERE number IS NOT NULL
+    LIMIT 1
+), result AS MATERIALIZED (
+    SELECT __duckvec_create_end({session}, number) AS result FROM call
 )
 SELECT unnest(__duckvec_row(result)) FROM result;
 
@@ -80,15 +91,26 @@ CREATE OR REPLACE TEMP MACRO drop_vector_index(
     collection,
     column_name := NULL
 ) AS TABLE
-WITH result AS MATERIALIZED (
-    SELECT __duckvec_drop(
-        {session},
-        collection,
-        column_name,
-        current_database(),
-        current_schema(),
-        current_setting('search_path')
-    ) AS result
+WITH call AS MATERIALIZED (
+    SELECT number
+    FROM (
+        SELECT __duckvec_drop_begin(
+            {session},
+            collection,
+            column_name,
+            current_database(),
+            current_schema(),
+            current_setting('search_path'),
+            __duckvec_caller({session}),
+            current_query_id(),
+            pulse.range
+        ) AS number
+        FROM range(1000000000000) AS pulse
+    )
+    WHERE number IS NOT NULL
+    LIMIT 1
+), result AS MATERIALIZED (
+    SELECT __duckvec_drop_end({session}, number) AS result FROM call
 )
 SELECT unnest(__duckvec_row(result)) FROM result;
 
@@ -115,14 +137,25 @@ CREATE OR REPLACE TEMP MACRO vector_compact(
     collection,
     column_name := NULL
 ) AS TABLE
-WITH result AS MATERIALIZED (
-    SELECT __duckvec_compact(
-        {session},
-        collection,
-        column_name,
-        current_database(),
-        current_schema(),
-        current_setting('search_path')
-    ) AS result
+WITH call AS MATERIALIZED (
+    SELECT number
+    FROM (
+        SELECT __duckvec_compact_begin(
+            {session},
+            collection,
+            column_name,
+            current_database(),
+            current_schema(),
+            current_setting('search_path'),
+            __duckvec_caller({session}),
+            current_query_id(),
+            pulse.range
+        ) AS number
+        FROM range(1000000000000) AS pulse
+    )
+    WHERE number IS NOT NULL
+    LIMIT 1
+), result AS MATERIALIZED (
+    SELECT __duckvec_compact_end({session}, number) AS result FROM call
 )
 SELECT unnest(__duckvec_row(result)) FROM result;

@@ -34,18 +34,29 @@ CREATE OR REPLACE TEMP MACRO vector_recall(
     filter := NULL,
     column_name := NULL
 ) AS TABLE
-WITH result AS MATERIALIZED (
-    SELECT __duckvec_recall(
-        {session},
-        collection,
-        k::VARCHAR,
-        sample::VARCHAR,
-        to_json(params),
-        filter,
-        column_name,
-        current_database(),
-        current_schema(),
-        current_setting('search_path')
-    ) AS result
+WITH call AS MATERIALIZED (
+    SELECT number
+    FROM (
+        SELECT __duckvec_recall_begin(
+            {session},
+            collection,
+            k::VARCHAR,
+            sample::VARCHAR,
+            to_json(params),
+            filter,
+            column_name,
+            current_database(),
+            current_schema(),
+            current_setting('search_path'),
+            __duckvec_caller({session}),
+            current_query_id(),
+            pulse.range
+        ) AS number
+        FROM range(1000000000000) AS pulse
+    )
+    WHERE number IS NOT NULL
+    LIMIT 1
+), result AS MATERIALIZED (
+    SELECT __duckvec_recall_end({session}, number) AS result FROM call
 )
 SELECT unnest(__duckvec_row(result)) FROM result;

@@ -181,7 +181,7 @@ class Victim:
             for index in state.indexes.values():
                 for segment in index.segments:
                     segment.read_map()
-                    segment.index()
+                    segment.require_whole()
 
     def check_searches(
         self, con: duckdb.DuckDBPyConnection, chance: random.Random, count: int

@@ -268,7 +268,8 @@ def _segment(con: duckdb.DuckDBPyConnection) -> Any:
         if instance.find_session_of(con) is not None:
             (state,) = (s for s in instance.databases.values() if s.indexes)
             (index,) = state.indexes.values()
-            return index.segments[0].index()
+            with index.segments[0].use() as opened:
+                return opened
     raise AssertionError("the connection is not loaded")
 
 

@@ -288,7 +288,8 @@ def test_each_segment_takes_the_setting_that_reached_the_target_there(
     assert len(index.segments) == 2
     seen: list[dict[str, int]] = []
     for part in index.segments:
-        inner = part.index()
+        with part.use() as inner:
+            pass
 
         def spy(*arguments: Any, inner_search: Any = inner.search, **named: Any) -> Any:
             seen.append(dict(arguments[2]))

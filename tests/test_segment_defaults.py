@@ -63,7 +63,8 @@ def test_a_value_of_the_caller_counts_for_all_segments(
     assert generation is not None and len(generation.segments) == 2
     seen: list[dict[str, int]] = []
     for part in generation.segments:
-        inner = part.segment.index()
+        with part.segment.use() as inner:
+            pass
         search = inner.search
 
         def spy(*arguments: Any, search: Any = search, **options: Any) -> Any:

@@ -1,4 +1,8 @@
-"""Building, dropping and compacting indexes from SQL."""
+"""Building, dropping and compacting indexes from SQL.
+
+Each exists twice: as one call, and, for statements that read it as a table, as a call
+that DuckDB can interrupt (`calls`).
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ from duckvec import manage
 from duckvec.manage import CreateRequest
 from duckvec.sessions import answer
 from duckvec.tables import Caller
-from duckvec.udfs.registry import udf
+from duckvec.udfs.registry import long_udf
 
 _ROW = """STRUCT(
     collection VARCHAR, column_name VARCHAR, index_type VARCHAR, metric VARCHAR,
@@ -18,7 +22,7 @@ _ROW = """STRUCT(
 _RESULT = f'STRUCT(error VARCHAR, "row" {_ROW})'
 
 
-@udf(
+@long_udf(
     "__duckvec_create",
     (
         *("INTEGER", "VARCHAR", "VARCHAR", "VARCHAR", "VARCHAR", "VARCHAR", "BIGINT"),
@@ -48,7 +52,7 @@ def create(
     )
 
 
-@udf(
+@long_udf(
     "__duckvec_drop",
     ("INTEGER", "VARCHAR", "VARCHAR", "VARCHAR", "VARCHAR", "VARCHAR"),
     _RESULT,
@@ -71,7 +75,7 @@ def drop(
     )
 
 
-@udf(
+@long_udf(
     "__duckvec_compact",
     ("INTEGER", "VARCHAR", "VARCHAR", "VARCHAR", "VARCHAR", "VARCHAR"),
     _RESULT,

@@ -9,7 +9,7 @@ from duckvec.manage import CreateRequest
 from duckvec.recall import RecallRequest, measure_recall
 from duckvec.sessions import answer
 from duckvec.tables import Caller
-from duckvec.udfs.registry import udf
+from duckvec.udfs.registry import long_udf, udf
 
 _ESTIMATE = """STRUCT(
     row_count BIGINT, dimension INTEGER, size_bytes BIGINT, build_memory_bytes BIGINT,
@@ -52,7 +52,7 @@ def estimate(
     )
 
 
-@udf(
+@long_udf(
     "__duckvec_recall",
     (
         *("INTEGER", "VARCHAR", "VARCHAR", "VARCHAR", "VARCHAR", "VARCHAR", "VARCHAR"),

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+
+import pyarrow as pa
+
+from duckvec.errors import VectorIndexError
+from duckvec.sessions import find_session, pulse
+
+NOT_LOADED = -1  # the number of no call
 
 
 @dataclass(frozen=True)
@@ -47,3 +56,66 @@ def udf(
         return function
 
     return announce
+
+
+def long_udf(
+    name: str, arguments: tuple[str, ...], returns: str
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Announce a function that takes long, the first argument a session's number.
+
+    Besides the function itself, these: NAME_begin, which takes also the thread of the
+    caller, the number of the statement, and any column. It is called for chunks of
+    rows, and returns the number of the call once it is done, NULL before. And NAME_end,
+    which returns the result of the call of that number.
+    """
+
+    def announce(function: Callable[..., Any]) -> Callable[..., Any]:
+        def begin(*columns: pa.ChunkedArray) -> pa.Array:
+            *values, caller, statement = (each[0].as_py() for each in columns[:-1])
+            try:
+                number = pulse(
+                    values[0],
+                    statement,
+                    caller,
+                    (name, *values),
+                    lambda: function(*values),
+                )
+            except VectorIndexError:
+                number = NOT_LOADED  # `end` tells the sentence
+            return pa.array([number] * len(columns[-1]), pa.int64())
+
+        def end(session: int, number: int) -> dict[str, Any]:
+            try:
+                _, own = find_session(session)
+            except VectorIndexError as error:
+                return {"error": str(error), "row": None}
+            call = own.calls.find(number)
+            if call.error is not None:
+                raise call.error
+            result: dict[str, Any] = call.result
+            return result
+
+        # DuckDB counts the parameters of what it is given.
+        begin.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+            [
+                inspect.Parameter(f"column_{at}", inspect.Parameter.POSITIONAL_ONLY)
+                for at in range(len(arguments) + 3)
+            ]
+        )
+        udf(name, arguments, returns)(function)
+        udf(
+            f"{name}_begin",
+            (*arguments, "BIGINT", "UBIGINT", "BIGINT"),
+            "BIGINT",
+            arrow=True,
+        )(begin)
+        udf(f"{name}_end", ("INTEGER", "BIGINT"), returns)(end)
+        return function
+
+    return announce
+
+
+@udf("__duckvec_caller", ("INTEGER",), "BIGINT", side_effects=False)
+def caller(session: int) -> int:
+    """Return the thread that binds the statement: folded, it is the caller's."""
+    return threading.get_ident()

@@ -16,6 +16,7 @@ from datetime import datetime, timezone
 from duckvec import catalog, paths
 from duckvec.catalog import IndexRow
 from duckvec.chains import commit_epoch
+from duckvec.footprints import peak_bytes
 from duckvec.instance import Instance
 from duckvec.keeper import Task
 from duckvec.reader import find_dimension, require_equal_lengths
@@ -73,6 +74,7 @@ def _build(
             dimension = find_dimension(cursor, table, order.column)
             if dimension is not None:
                 require_equal_lengths(cursor, table, order.column, dimension)
+                writer.reserve(lambda: peak_bytes(cursor, order, dimension))
             seal_transaction = instance.seal_transaction(task, state.name)
             watermark, covered_rows, skipped_rows = write_table(
                 writer, cursor, dimension

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -51,6 +51,7 @@ def calibrate(
     *,
     threads: int,
     build_seconds: float,
+    check: Callable[[], None] = lambda: None,
 ) -> Measured:
     """Return the cheapest search parameters that reach the target, and a ladder.
 
@@ -64,6 +65,7 @@ def calibrate(
         params: the segment's effective build parameters.
         threads: how many threads the searches may use.
         build_seconds: what the build took.
+        check: called before each search; what it raises ends the measuring.
 
     Returns:
         Settings, with "overfetch" for compressed types. The default is the most
@@ -83,6 +85,7 @@ def calibrate(
     def places(
         queries: Sample, setting: Mapping[str, int], factor: int = 1
     ) -> NDArray[np.int64]:
+        check()
         width = min(K * factor + 1, rows)
         own = index_type.clamp_search_params(setting, params, width)
         hits = index.search(queries.queries, width, own, threads=threads)

@@ -109,12 +109,25 @@ class BusyError(VectorIndexError):
     """Raised when the work cannot start because other work does not end."""
 
 
+class MemoryLimitError(VectorIndexError, MemoryError):
+    """Raised when a build may take more memory than memory_limit leaves."""
+
+
 class ClosedError(VectorIndexError):
     """Raised when something is used after it was closed."""
 
 
 class ForkedError(ClosedError):
     """Raised in a process that was forked after its parent loaded duckvec."""
+
+
+class InterruptedCallError(VectorIndexError):
+    """Raised in a long call whose statement was interrupted; nobody waits for it."""
+
+    def __init__(self, name: str) -> None:
+        """Compose the sentence and keep the name of the call."""
+        self.name = name
+        super().__init__(f"{name} was interrupted")
 
 
 class BuildCancelledError(VectorIndexError):

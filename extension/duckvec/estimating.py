@@ -1,77 +1,18 @@
 """What an index would take, before it is built: bytes of files and memory, seconds.
 
-Each index type knows the sizes of its own segments (`IndexType.estimate`); here is what
-all builds have in common: reading, the map file, and measuring the search parameters.
 Nothing is written.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-import duckdb
-import numpy as np
-from numpy.typing import NDArray
-
-from duckvec.index_types.base import Estimate, Sketch
+from duckvec.footprints import Footprint, Rows, footprint
 from duckvec.instance import Instance
 from duckvec.manage import CreateRequest, check_request
-from duckvec.metrics import normalize_rows
-from duckvec.policy import segment_capacity
-from duckvec.reader import BATCH_ROWS, count_rows, find_dimension, require_equal_lengths
-from duckvec.sql_text import quote_identifier
+from duckvec.reader import count_rows, find_dimension, require_equal_lengths
 from duckvec.states import Session
 from duckvec.tables import Caller, read_only
-from duckvec.writer import Order
-
-# A map file besides row ids and hashes: prefix, header and checksum.
-MAP_BYTES = 400
-# What a build keeps of each row besides its vector, row ids twice and a hash; and what
-# it needs for a moment to write the map file, the whole of it three times.
-ROW_BYTES, MAP_ROW_BYTES = 24, 48
-# Batches of rows on their way from DuckDB stay allocated; files are read in blocks for
-# their checksums, and distances computed in blocks while search parameters are measured
-# (how many and how much: measured).
-BATCHES, CONSTANT_BYTES, MEASURING_BYTES = 3, 1 << 20, 5 << 20
-# To read, hash, write and sync, by component, row and segment; and to measure search
-# parameters, by component and segment (measured).
-VALUE_SECONDS, ROW_SECONDS, SEGMENT_SECONDS = 1.5e-8, 5e-7, 0.02
-MEASURE_SECONDS, MEASURE_SEGMENT_SECONDS = 2e-8, 0.08
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """The rows of a table that an order would index, read when they are asked for."""
-
-    cursor: duckdb.DuckDBPyConnection
-    order: Order
-    dimension: int
-    count: int
-
-    @functools.cached_property
-    def distinct_share(self) -> float:
-        """How many of all rows differ; reads all of them."""
-        name = quote_identifier(self.order.column.name)
-        found = self.cursor.execute(
-            f"SELECT count(DISTINCT hash({name})) FROM {self.order.table.path} "
-            f"WHERE {name} IS NOT NULL"
-        ).fetchall()
-        return int(found[0][0]) / self.count
-
-    def draw(self, rows: int) -> NDArray[np.float32]:
-        """Return so many rows (s, d), always the same, prepared as for a build."""
-        name = quote_identifier(self.order.column.name)
-        found = self.cursor.execute(
-            f"SELECT {name}::FLOAT[{self.dimension:d}] AS vector "
-            f"FROM {self.order.table.path} WHERE {name} IS NOT NULL "
-            f"USING SAMPLE reservoir({rows:d} ROWS) REPEATABLE (1)"
-        ).fetchnumpy()
-        drawn = np.array([*found["vector"]], dtype=np.float32)
-        drawn = drawn[np.isfinite(drawn).all(axis=1)]
-        return normalize_rows(drawn) if self.order.metric.normalizes else drawn
 
 
 def estimate(
@@ -89,69 +30,16 @@ def estimate(
             require_equal_lengths(cursor, order.table, order.column, dimension)
         _, count, _ = count_rows(cursor, order.table, order.column)
         if dimension is None or count == 0:
-            return _row(0, dimension, 0, 0, 0.0)
-        return _estimate(_Rows(cursor, order, dimension, count))
+            return _row(0, dimension, Footprint(0, 0, 0, 0.0))
+        found = footprint(Rows(cursor, order, dimension, count))
+        return _row(count, dimension, found)
 
 
-def _estimate(rows: _Rows) -> dict[str, Any]:
-    """Sum the files of all segments; memory is at its highest in one of them.
-
-    Built segments stay in memory while the next ones are built.
-    """
-    order, dimension, count = rows.order, rows.dimension, rows.count
-    capacity = min(count, segment_capacity(order.index_file_size, dimension))
-    full, rest = divmod(count, capacity)
-    size, kept, highest, seconds = 0, 0, 0, 0.0
-    matrix = 4 * dimension * (capacity + BATCHES * min(BATCH_ROWS, capacity))
-    segment = _segment(rows, capacity)
-    measuring = MEASURING_BYTES if _is_measured(order) else 0
-    for number in range(full + (rest > 0)):
-        own = capacity
-        if number == full:
-            own, segment = rest, _segment(rows, rest)
-        storing = max(measuring, MAP_ROW_BYTES * own)
-        working = max(segment.build_bytes, segment.held_bytes + storing)
-        highest = max(highest, kept + ROW_BYTES * own + working)
-        kept += segment.held_bytes + 8 * own
-        size += segment.file_bytes + MAP_BYTES + 16 * own
-        seconds += segment.seconds + SEGMENT_SECONDS
-        seconds += MEASURE_SEGMENT_SECONDS if measuring else 0.0
-    by_value = VALUE_SECONDS + (MEASURE_SECONDS if measuring else 0.0)
-    seconds += count * (ROW_SECONDS + by_value * dimension)
-    memory = CONSTANT_BYTES + matrix + highest
-    return _row(count, dimension, size, memory, seconds)
-
-
-def _segment(rows: _Rows, count: int) -> Estimate:
-    order = rows.order
-    kind = order.index_type
-    params: Mapping[str, int] = kind.effective_params(
-        order.params, count, rows.dimension
-    )
-    sketch = Sketch(
-        rows=count,
-        dimension=rows.dimension,
-        metric=order.metric,
-        threads=order.threads,
-        count_distinct=lambda: max(1, round(count * rows.distinct_share)),
-        draw=lambda wanted: rows.draw(min(wanted, count)),
-    )
-    return kind.estimate(params, sketch)
-
-
-def _is_measured(order: Order) -> bool:
-    """Tell whether the type has search parameters to choose from."""
-    kind = order.index_type
-    return kind.compressed or any(each.phase == "search" for each in kind.parameters)
-
-
-def _row(
-    count: int, dimension: int | None, size: int, memory: int, seconds: float
-) -> dict[str, Any]:
+def _row(count: int, dimension: int | None, found: Footprint) -> dict[str, Any]:
     return {
         "row_count": count,
         "dimension": dimension,
-        "size_bytes": size,
-        "build_memory_bytes": memory,
-        "build_seconds": seconds,
+        "size_bytes": found.size_bytes,
+        "build_memory_bytes": found.memory_bytes,
+        "build_seconds": found.seconds,
     }

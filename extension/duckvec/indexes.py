@@ -21,6 +21,9 @@ from duckvec.sql_text import quote_identifier
 from duckvec.states import Session
 from duckvec.tables import Caller, read_only, require_table, vector_columns
 
+# The text of the RuntimeError that DuckDB raises after Ctrl-C.
+BY_KEYBOARD = "Query interrupted"
+
 
 class VectorIndexes:
     """The vector indexes of one DuckDB instance, seen from one connection.
@@ -224,7 +227,12 @@ class VectorIndexes:
         return self._connection
 
     def _row(self, sql: str, values: dict[str, Any]) -> dict[str, Any]:
-        result = self._open().execute(sql, values)
+        try:
+            result = self._open().execute(sql, values)
+        except (duckdb.InterruptException, RuntimeError) as error:
+            if self._session.calls.by_keyboard or str(error) == BY_KEYBOARD:
+                raise KeyboardInterrupt from error
+            raise
         names = [column[0] for column in result.description or ()]
         return dict(zip(names, result.fetchall()[0], strict=True))
 
@@ -254,6 +262,7 @@ def load(
     *,
     directory: str | None = None,
     background: bool | int = True,
+    memory_limit: int | str | None = None,
 ) -> VectorIndexes:
     """Load duckvec into a DuckDB connection or cursor, and return a handle.
 
@@ -273,13 +282,17 @@ def load(
             how many threads, by default half of DuckDB's. With False they are indexed
             only by `vector_compact` and `VectorIndexes.wait`. Counts for the first
             load of an instance.
+        memory_limit: what open segments and builds may hold, in bytes, or as text like
+            '2GB'; 'none' or -1 lifts it. The last one given holds for all loads of an
+            instance; None leaves it as it is, by default without a limit.
 
     Raises:
         ClosedError: the connection is closed.
         ForkedError: this process was forked after its parent loaded duckvec.
-        ParameterError: `background` is negative or no number.
+        ParameterError: `background` is negative or no number, or `memory_limit` is no
+            size.
     """
-    instance, session = install(con, directory, background)
+    instance, session = install(con, directory, background, memory_limit)
     return VectorIndexes(con, instance, session)
 
 
@@ -293,6 +306,7 @@ def connect(
     *,
     directory: str | None = None,
     background: bool | int = True,
+    memory_limit: int | str | None = None,
     **options: Any,
 ) -> duckdb.DuckDBPyConnection:
     """Return `duckdb.connect(database, **options)` with duckvec loaded.
@@ -301,11 +315,17 @@ def connect(
         database: path of the database file, or ":memory:".
         directory: where artifacts go; see `load`.
         background: whether new rows are indexed in the background; see `load`.
+        memory_limit: what open segments and builds may hold; see `load`.
         options: further arguments of `duckdb.connect`, such as read_only=True.
     """
     con = duckdb.connect(database, **options)
     try:
-        load(con, directory=directory, background=background)
+        load(
+            con,
+            directory=directory,
+            background=background,
+            memory_limit=memory_limit,
+        )
     except BaseException:
         con.close()
         raise

@@ -16,9 +16,11 @@ from duckdb.func import FunctionNullHandling, PythonUDFType
 from duckvec.background import watch
 from duckvec.errors import ClosedError, ParameterError
 from duckvec.forks import abandon, require_unforked
-from duckvec.instance import Instance
+from duckvec.instance import CLOSE_SECONDS, Instance
 from duckvec.platforms import call_after_fork
+from duckvec.priority import wait_for_all
 from duckvec.sessions import IDENTITY, forget_all_but_default
+from duckvec.sizes import parse_limit
 from duckvec.sql_text import read_sql
 from duckvec.states import Session
 from duckvec.tables import read_only
@@ -47,6 +49,7 @@ def install(
     connection: duckdb.DuckDBPyConnection,
     directory: str | None,
     background: bool | int,
+    memory_limit: int | str | None,
 ) -> tuple[Instance, Session]:
     """Make the SQL functions known to a connection; idempotent.
 
@@ -57,13 +60,15 @@ def install(
         directory: where artifacts go; of the instance's first load.
         background: whether to index in the background, or with how many threads; of
             the instance's first load.
+        memory_limit: for open segments and builds, from now on; None leaves it.
 
     Raises:
         ClosedError: the connection is closed.
         ForkedError: the parent of this process loaded duckvec before it forked.
-        ParameterError: `background` is neither.
+        ParameterError: `background` or `memory_limit` is none of these.
     """
     require_unforked()
+    limit = None if memory_limit is None else parse_limit(memory_limit)
     if not isinstance(background, int) or background < 0:
         raise ParameterError(
             f"background = {background!r} is neither True nor False nor a number of "
@@ -83,6 +88,8 @@ def install(
                 instance = _new_instance(cursor, number, directory, background)
         finally:
             cursor.close()
+    if memory_limit is not None:
+        instance.memory.set_limit(limit)
     session = instance.add_session(connection)
     forget_all_but_default()
     # What indexes there are is read now, so that they follow what ALTER does from here.
@@ -189,6 +196,7 @@ def _close_all() -> None:
     for instance in list(_instances.values()):
         instance.close()
     _instances.clear()
+    wait_for_all(CLOSE_SECONDS)
 
 
 def _abandon_all() -> None:

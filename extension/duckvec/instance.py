@@ -24,6 +24,7 @@ from duckvec.keeper import Keeper, Task
 from duckvec.leftovers import remove_orphans
 from duckvec.locks import DeferringLock
 from duckvec.lookups import Lookups
+from duckvec.memory import MemoryBudget
 from duckvec.segments import Segment
 from duckvec.selectivity import Selectivities
 from duckvec.sql_text import quote_path
@@ -86,6 +87,7 @@ class Instance:
         self.directory = directory
         self.threads = threads
         self.build_threads = build_threads
+        self.memory = MemoryBudget()
         self.sessions: dict[int, Session] = {}
         self.databases: dict[int, DatabaseState] = {}
         self.stored_plans: dict[Hashable, StoredPlan] = {}
@@ -293,7 +295,9 @@ class Instance:
             folder = self.folder(state)
             for checked in check_catalog(*catalog.read_rows(cursor, state.name)):
                 row = checked.row
-                segments = tuple(Segment(each, folder) for each in checked.segments)
+                segments = tuple(
+                    Segment(each, folder, self.memory) for each in checked.segments
+                )
                 index = state.indexes[row.key] = IndexState(row, segments)
                 if checked.fault is not None:
                     logger.warning('index on "%s": %s', row.table_name, checked.fault)

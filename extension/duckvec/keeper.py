@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import duckdb
@@ -29,6 +30,29 @@ LINGER_SECONDS = 0.1
 RETRY_SECONDS, MOST_RETRY_SECONDS = 1.0, 300.0
 # How long a search waits for short work of its own making.
 BRIEF_SECONDS = 0.5
+
+
+_waiting = threading.local()
+
+
+@contextlib.contextmanager
+def heeding(check: Callable[[], None]) -> Iterator[None]:
+    """Have `check` called now and then while this thread waits for tasks.
+
+    What it raises ends the wait, and cancels the task.
+    """
+    _waiting.check = check
+    try:
+        yield
+    finally:
+        del _waiting.check
+
+
+def heed() -> None:
+    """Stop here if whoever this thread works for wants it to."""
+    check = getattr(_waiting, "check", None)
+    if check is not None:
+        check()
 
 
 class Task:
@@ -108,6 +132,7 @@ class Task:
         until = None if timeout is None else time.monotonic() + timeout
         try:
             while not self._done.wait(POLL_SECONDS):
+                heed()
                 first = self.before()
                 since = self._waits_since or (first._waits_since if first else None)
                 if since and time.monotonic() - since > BEGIN_TIMEOUT_SECONDS:

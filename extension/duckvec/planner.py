@@ -382,7 +382,7 @@ def _usable_generation(
         return "no entry has a row"
     try:
         for live in generation.segments:
-            live.segment.index()
+            live.segment.require_whole()
     except ArtifactError:
         return "a file of the index is broken"  # which `Segment.error` tells of
     if _too_many_gone(instance, session, state, index, generation, table):

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from duckvec import finding
 from duckvec.errors import QueryError, shorten
 from duckvec.instance import Instance
+from duckvec.keeper import heed
 from duckvec.measuring import Run, Runner
 from duckvec.metrics import METRICS
 from duckvec.planner import plan_search
@@ -83,6 +84,7 @@ def measure_recall(
             runner.run(search, vectors[0])  # opens files, and finds a guard
         pairs = []
         for vector in vectors:
+            heed()
             with runner.snapshot():
                 found = runner.run(search, vector)
                 pairs.append((found, runner.run_exactly(search, vector)))

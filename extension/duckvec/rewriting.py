@@ -11,6 +11,7 @@ count of covered rows allow for; rows that come are above the new watermark.
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 from duckvec.catalog import IndexRow
 from duckvec.chains import current_chain
 from duckvec.errors import VectorIndexError
+from duckvec.footprints import peak_bytes
 from duckvec.index_types import get_index_type
 from duckvec.instance import Instance
 from duckvec.keeper import Task
@@ -116,6 +118,12 @@ def rewrite_index(
                 there, wanted = _choose_rows(cursor, base, table, merged, tail_rows)
                 capacity = segment_capacity(row.index_file_size, dimension or 1)
                 writer.total_rows = max(1, len(wanted))
+                if dimension is not None and len(wanted):
+                    writer.reserve(
+                        functools.partial(
+                            peak_bytes, cursor, order, dimension, len(wanted)
+                        )
+                    )
                 chunk = wanted[:capacity]
                 vectors, rowids = _read_chunk(writer, cursor, dimension, chunk)
             for start in range(0, max(1, len(wanted)), capacity):

@@ -89,8 +89,10 @@ def entries_visited(
         queries = normalize_rows(queries)
     total = 0
     for search in _searches(generation, wanted, 0, selection):
-        source = _source(search, wanted)
-        visited = source.index.entries_visited(queries, source.params, source.allowed)
+        with _source(search, wanted) as source:
+            visited = source.index.entries_visited(
+                queries, source.params, source.allowed
+            )
         if visited is None:
             return None
         total += visited
@@ -206,8 +208,7 @@ def _search(
 def _search_segment(
     search: _Search, queries: NDArray[np.float32], wanted: Wanted
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    source = _source(search, wanted)
-    with _turn(wanted) as threads:
+    with _source(search, wanted) as source, _turn(wanted) as threads:
         hits = source.index.search(
             queries,
             search.width,
@@ -227,8 +228,7 @@ def _search_range(searches: list[_Search], wanted: Wanted, radius: float) -> Can
         queries = normalize_rows(queries)
     found, counts = [], []
     for search in searches:
-        source = _source(search, wanted)
-        with _turn(wanted) as threads:
+        with _source(search, wanted) as source, _turn(wanted) as threads:
             inside = source.index.search_range(
                 queries,
                 radius,
@@ -255,19 +255,23 @@ class _Source:
     allowed: NDArray[np.bool_] | None
 
 
-def _source(search: _Search, wanted: Wanted) -> _Source:
+@contextlib.contextmanager
+def _source(search: _Search, wanted: Wanted) -> Iterator[_Source]:
+    """Hold what is searched for a segment open."""
     live, selected = search.live, search.selected
     factor = PACKED_FOR_ONE if len(wanted.queries) == 1 else PACKED_FOR_MANY
     if selected is not None and selected.count**2 < factor * len(live.rowids):
         packed = selected.packed(wanted.metric)
         if packed is not None:
             index, positions = packed
-            return _Source(index, {}, live.rowids[positions], None)
+            yield _Source(index, {}, live.rowids[positions], None)
+            return
     row = live.segment.row
     params = get_index_type(row.index_type).clamp_search_params(
         wanted.settings(live), row.params, search.width
     )
-    return _Source(live.segment.index(), params, live.rowids, search.allowed)
+    with live.segment.use() as index:
+        yield _Source(index, params, live.rowids, search.allowed)
 
 
 @contextlib.contextmanager

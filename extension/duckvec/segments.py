@@ -39,6 +39,7 @@ from duckvec.index_types import get_index_type
 from duckvec.index_types.base import SegmentIndex
 from duckvec.ladders import Ladder, Measured, setting_for
 from duckvec.leftovers import leftovers
+from duckvec.memory import MemoryBudget
 from duckvec.metrics import METRICS
 
 SAMPLES = 5
@@ -115,15 +116,26 @@ class Segment:
     is never held while SQL runs. The checksum of the index file is taken once for each
     version of the file that this process sees; a file that is written over in place
     while it is open is not searched any more, because libraries trust what they mapped.
+    Where memory is limited it may be closed whenever nobody uses it; the next use opens
+    it again.
     """
 
     def __init__(
-        self, row: SegmentRow, folder: Path, index: SegmentIndex | None = None
+        self,
+        row: SegmentRow,
+        folder: Path,
+        memory: MemoryBudget,
+        index: SegmentIndex | None = None,
     ) -> None:
+        """Take over a segment; `index` where it was just built."""
         self.row = row
         self._folder = folder
+        self._memory = memory
         self._lock = threading.RLock()  # a finalizer may close it in between
         self._index = index
+        self._users = 0
+        self._whole = index is not None
+        self._held = 0 if index is None else index.memory_bytes()
         self._verified: FileSign | None = None
         self._opened: FileSign | None = None
         self._checksum: str | None = None
@@ -131,24 +143,39 @@ class Segment:
         self.error: str | None = None
         self._unreadable_map = False
         self.samples: tuple[tuple[int, int], ...] = ()
+        if index is not None:
+            memory.use(self)
 
-    def index(self) -> SegmentIndex:
-        """Return the opened index, verifying its file before a library reads it.
+    @contextlib.contextmanager
+    def use(self) -> Iterator[SegmentIndex]:
+        """Hold the opened index, verifying its file before a library reads it.
 
         Raises:
             ArtifactError: a file is missing, cut or altered; the sentence also stays
                 in `error`.
         """
-        index = self._index
-        if index is not None and not self._is_written_over():
-            return index
         with self._lock:
             if self._index is not None and self._is_written_over():
                 self._index = None  # searches that run hold it; none begins with it
-            if self._index is None:
-                with self._noting():
-                    self._index = self._open()
-            return self._index
+            index = self._index if self._index is not None else self._open_within()
+            self._users += 1
+        self._memory.use(self)
+        try:
+            yield index
+        finally:
+            with self._lock:
+                self._users -= 1
+            self._memory.shrink(but=self)  # others that were in use then may go
+
+    def require_whole(self) -> None:
+        """Open the files once, to see whether a library can read them.
+
+        Raises:
+            ArtifactError: it cannot.
+        """
+        if not self._whole or self._is_written_over():
+            with self.use():
+                pass
 
     def verify(self, check: Callable[[], None] | None = None) -> None:
         """Compare the index file with its checksum, unless that was done.
@@ -187,14 +214,24 @@ class Segment:
 
     def memory_bytes(self) -> int:
         """Return the bytes of memory held; 0 where it is not open."""
-        return 0 if self._index is None else self._index.memory_bytes()
+        return 0 if self._index is None else self._held
 
     def close(self) -> None:
         """Release the opened index; the next use opens it again."""
         with self._lock:
-            if self._index is not None:
-                self._index.close()
-                self._index = None
+            self._close()
+
+    def close_if_idle(self) -> bool:
+        """Release the opened index unless it is used now; return whether it was."""
+        if not self._lock.acquire(blocking=False):
+            return False  # it is being opened
+        try:
+            if self._users:
+                return False
+            self._close()
+            return True
+        finally:
+            self._lock.release()
 
     def files(self) -> list[Path]:
         """Return the paths of both files."""
@@ -261,6 +298,25 @@ class Segment:
         """Keep what tells the index file that was just written from altered ones."""
         self._checksum = checksum
         self._verified = file_sign(self.files()[0])
+
+    def _close(self) -> None:
+        index, self._index = self._index, None
+        if index is not None:
+            index.close()
+
+    def _open_within(self) -> SegmentIndex:
+        """Open the index once there is room for it in memory."""
+        kind, row = get_index_type(self.row.index_type), self.row
+        expected = self._held or kind.opened_bytes(
+            row.size_bytes, row.row_count, row.dimension
+        )
+        with self._memory.opening(expected), self._noting():
+            index = self._open()
+        self._held, self._index, self._whole = index.memory_bytes(), index, True
+        self._memory.use(self)
+        if self._held > expected:
+            self._memory.shrink()
+        return index
 
     def _open(self) -> SegmentIndex:
         path = self._verify()
@@ -368,6 +424,7 @@ def write_segment(
     rowids: NDArray[np.int64],
     hashes: NDArray[np.uint64],
     measure: Callable[[], Measured],
+    memory: MemoryBudget,
 ) -> Segment:
     """Write both files of a new segment whole and durably; return the segment.
 
@@ -417,7 +474,7 @@ def write_segment(
             "checksum": digest,
         }
     )
-    segment = Segment(finished, folder, index)
+    segment = Segment(finished, folder, memory, index)
     segment.keep_samples(hashes)
     segment.keep_written(checksum.result())
     return segment

@@ -45,7 +45,8 @@ class SelectedSegment:
         with self._lock:
             if self._packed is None:
                 positions = np.flatnonzero(self.allowed)
-                vectors = self._live.segment.index().vectors(positions)
+                with self._live.segment.use() as index:
+                    vectors = index.vectors(positions)
                 if vectors is None:
                     return None
                 flat = get_index_type("FLAT").build(vectors, metric, {}, threads=1)

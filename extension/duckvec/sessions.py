@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import duckdb
@@ -92,3 +93,35 @@ def answer(
         return {"error": None, "row": call(*find_session(session))}
     except FAILURES as error:
         return {"error": sentence(error), "row": None}
+
+
+def pulse(
+    session: int,
+    statement: int,
+    caller: int,
+    key: Hashable,
+    work: Callable[[], dict[str, Any]],
+) -> int | None:
+    """Wait a moment for the work of a statement, which begins with the first call.
+
+    Returns:
+        The number of the call once it is done, for `Calls.find`; else None.
+
+    Raises:
+        VectorIndexError: the connection is not loaded any more.
+    """
+    _, own = find_session(session)
+    call = own.calls.begin_once(statement, caller, key, str(key), work)
+    with contextlib.suppress(KeyboardInterrupt):
+        if call.wait_a_moment():
+            return call.number
+        if not call.saw_ctrl_c:
+            return None
+    # Raised here it would arrive as an error of this function. Interrupted, the
+    # statement ends before the next pulse, with DuckDB's own error.
+    call.cancel()
+    own.calls.by_keyboard = True
+    connection = own.connection()
+    if connection is not None:
+        connection.interrupt()
+    return None

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import duckdb
 
+from duckvec.calls import Calls
 from duckvec.catalog import CATALOG_VERSION, IndexRow
 from duckvec.errors import ClosedError
 from duckvec.keeper import Task
@@ -57,6 +58,7 @@ class Session:
         self.guards: dict[int, Guard] = {}
         self.selections = Selections()
         self.traces = Traces()
+        self.calls = Calls()
         # How many guards of each database ended before they could safely.
         self.losses: collections.Counter[int] = collections.Counter()
         self._asked_at = time.monotonic()

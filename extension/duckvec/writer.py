@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -26,7 +26,7 @@ from duckvec.ladders import Measured
 from duckvec.leftovers import leftovers
 from duckvec.metrics import Metric, normalize_rows_inplace
 from duckvec.policy import segment_capacity
-from duckvec.priority import call_gently
+from duckvec.priority import call_apart
 from duckvec.reader import count_rows, read_vectors
 from duckvec.segments import (
     Segment,
@@ -96,6 +96,7 @@ class SegmentWriter:
         self._taken = set(taken)
         self._done_rows = 0
         self._kept = False
+        self._reserved = contextlib.ExitStack()
 
     @property
     def segments(self) -> tuple[Segment, ...]:
@@ -105,6 +106,17 @@ class SegmentWriter:
     def search_params(self) -> dict[str, int]:
         """Return the most thorough of their default search parameters."""
         return most_thorough(self.segments)
+
+    def reserve(self, peak_bytes: Callable[[], int]) -> None:
+        """Keep memory for the work on one segment, where memory is limited.
+
+        Raises:
+            MemoryLimitError: it does not fit.
+        """
+        memory, order = self.instance.memory, self.order
+        if memory.limit is not None:
+            name = f"building {order.index_type.name} on {order.table.label}"
+            self._reserved.enter_context(memory.building(peak_bytes(), name))
 
     def keep(self) -> None:
         """Leave the files where they are: the catalog names them now."""
@@ -123,6 +135,7 @@ class SegmentWriter:
     def write(self, vectors: NDArray[np.float32], rowids: NDArray[np.int64]) -> None:
         """Build and store one segment; `vectors` may be normalised in place."""
         started = time.perf_counter()
+        self.instance.memory.shrink()  # the segments written before may go
         hashes = hash_vectors(vectors)
         order = self.order
         if order.metric.normalizes:
@@ -143,7 +156,7 @@ class SegmentWriter:
                 cancelled=lambda: self.task.cancelled or not self.instance.is_open,
             )
 
-        built = call_gently(build) if order.gently else build()
+        built = call_apart(build, self.check, self._reserved, gently=order.gently)
         self.check()
         segment_id = paths.new_segment_id()
         library, _, version = built.library_note.partition(" ")
@@ -177,10 +190,13 @@ class SegmentWriter:
                 params,
                 threads=order.threads,
                 build_seconds=row.build_seconds,
+                check=self.check,
             )
 
         kept = rowids.copy()  # what may fail comes before the files are there
-        segment = write_segment(row, self._folder, built, rowids, hashes, measure)
+        segment = write_segment(
+            row, self._folder, built, rowids, hashes, measure, self.instance.memory
+        )
         self.live.append(LiveSegment(segment, kept, None))
         self._taken.add(number)
         self._done_rows += rows
@@ -197,6 +213,7 @@ class SegmentWriter:
         trace: TracebackType | None,
     ) -> None:
         """Delete what was not kept."""
+        self._reserved.close()
         if not self._kept:
             remove_files(self.segments)
 

@@ -163,6 +163,10 @@ class IvfType(IndexType):
         errors = read_errors(path) if self.compressed else None
         return self.segment(faiss, index, metric, mapped=True, errors=errors)
 
+    def opened_bytes(self, file_bytes: int, rows: int, dimension: int) -> int:
+        """Return 0: the lists are mapped."""
+        return 0
+
     def search_grid(
         self, params: Mapping[str, int], rows: int, k: int
     ) -> list[dict[str, int]]:

@@ -291,6 +291,10 @@ class Annoy(IndexType):
             )
         return AnnoySegment(index, metric, dimension, self._note(), 0)
 
+    def opened_bytes(self, file_bytes: int, rows: int, dimension: int) -> int:
+        """Return 0: the forest is mapped."""
+        return 0
+
     def search_grid(
         self, params: Mapping[str, int], rows: int, k: int
     ) -> list[dict[str, int]]:

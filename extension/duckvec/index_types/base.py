@@ -337,6 +337,14 @@ class IndexType(ABC):
     ) -> SegmentIndex:
         """Open what `save` wrote, by memory map where the library can."""
 
+    def opened_bytes(self, file_bytes: int, rows: int, dimension: int) -> int:
+        """Return about how much memory `open` takes for a segment of that size.
+
+        By default all of the file; less where the library maps it.
+        """
+        del rows, dimension
+        return file_bytes
+
     @abstractmethod
     def search_grid(
         self, params: Mapping[str, int], rows: int, k: int

@@ -233,6 +233,10 @@ class Flat(IndexType):
         index = map_index(faiss, path, rows, dimension)
         return FlatSegment(faiss, index, metric, mapped=True)
 
+    def opened_bytes(self, file_bytes: int, rows: int, dimension: int) -> int:
+        """Return 0: the packed copy is mapped."""
+        return 0
+
     def search_grid(
         self, params: Mapping[str, int], rows: int, k: int
     ) -> list[dict[str, int]]:

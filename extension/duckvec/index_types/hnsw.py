@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -41,7 +42,8 @@ from duckvec.metrics import METRICS, Metric
 from duckvec.parameters import MEASURED, Parameter
 
 SEED = 100
-ROWS_PER_ADD = 8192
+# Rows are added in blocks that take about so long, beginning with so many.
+BLOCK_SECONDS, FIRST_BLOCK_ROWS, MOST_BLOCK_ROWS = 0.25, 512, 8192
 DEFAULT_EF = 128
 SMALLEST_EF = 16
 LARGEST_EF = 4096
@@ -297,14 +299,20 @@ class Hnsw(IndexType):
             ef_construction=params["efConstruction"],
             random_seed=SEED,
         )
-        for start in range(0, rows, ROWS_PER_ADD):
+        start, block = 0, FIRST_BLOCK_ROWS
+        while start < rows:
             stop_if_cancelled(cancelled)
             report(progress, start / rows)
-            stop = min(rows, start + ROWS_PER_ADD)
+            began = time.perf_counter()
+            stop = min(rows, start + block)
             chosen = slice(start, stop) if first is None else first[start:stop]
             index.add_items(
                 vectors[chosen], np.arange(start, stop), num_threads=threads
             )
+            pace = (time.perf_counter() - began) / (stop - start)
+            block = int(BLOCK_SECONDS / pace) if pace else MOST_BLOCK_ROWS
+            block = max(64, min(block, 2 * (stop - start), MOST_BLOCK_ROWS))
+            start = stop
         report(progress, 1.0)
         return HnswSegment(index, metric, numbers, dimension, self._note())
 

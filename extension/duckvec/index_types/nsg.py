@@ -383,6 +383,10 @@ class Nsg(IndexType):
             raise ArtifactError(f"{path.name} is cut or altered; rebuild it")
         return NsgSegment(faiss, index, metric, numbers, rows, mapped=True)
 
+    def opened_bytes(self, file_bytes: int, rows: int, dimension: int) -> int:
+        """Return the size of the links: the vectors are mapped."""
+        return max(0, file_bytes - 4 * rows * dimension)
+
     def search_grid(
         self, params: Mapping[str, int], rows: int, k: int
     ) -> list[dict[str, int]]:

@@ -92,7 +92,7 @@ def _wrong_with(segment: Segment) -> str | None:
         wrong = segment.check()
         if wrong is None:
             segment.read_map()
-            segment.index()
+            segment.require_whole()
         return wrong
     except VectorIndexError as error:
         return str(error)

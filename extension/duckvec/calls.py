@@ -1,0 +1,156 @@
+"""Long calls of a connection that DuckDB can interrupt.
+
+DuckDB looks between two chunks of rows whether a statement was interrupted, and a
+function in it cannot. So the work runs in a thread of its own, and the statement reads
+chunks that mean nothing from a table function, each of which waits a moment for that
+thread, until it is done. Once a statement was interrupted no chunk comes any more: the
+thread notices, and cancels the work.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections.abc import Callable, Hashable
+from typing import Any
+
+from duckvec.errors import InterruptedCallError
+from duckvec.keeper import POLL_SECONDS, heeding
+from duckvec.keyboard import Noticed, is_main_thread, noticing
+
+# A chunk waits no longer than this: so soon DuckDB sees that it was interrupted.
+PULSE_SECONDS = 0.05
+# What DuckDB's wait for a worker thread takes, and more, until Python handles a signal.
+CTRL_C_PULSES = 3
+# The work was given up where nobody waited for so long, and at so many looks: where the
+# whole process stood still, those who wait come first.
+ABANDONED_SECONDS, ABANDONED_LOOKS = 0.4, 6
+
+_numbers = itertools.count(1)
+
+
+class Call:
+    """Work in a thread of its own, as long as somebody waits for it.
+
+    `wait_a_moment` and `cancel` may be called by any thread; `check` is called by the
+    work's own thread, now and then.
+    """
+
+    def __init__(self, name: str, work: Callable[[], Any], caller: int) -> None:
+        """Begin the work at once, for a statement of the thread `caller`."""
+        self.number = next(_numbers)
+        self.result: Any = None
+        self.error: BaseException | None = None
+        self._name = name
+        self._work = work
+        self._done = threading.Event()
+        self._cancelled = False
+        self._beats = self._seen = 0
+        self._looks = 0
+        self._looked_at = self._seen_at = time.monotonic()
+        self._caller = caller
+        self._ctrl_c: Noticed | None = None
+        self._ctrl_c_pulses = 0
+        self._thread = threading.Thread(
+            target=self._run, name="duckvec-call", daemon=True
+        )
+        self._thread.start()
+
+    def wait_a_moment(self) -> bool:
+        """Wait for a moment; return whether the work has ended."""
+        self._beats += 1
+        ended = self._done.wait(PULSE_SECONDS)
+        self._beats += 1
+        return ended
+
+    @property
+    def saw_ctrl_c(self) -> bool:
+        """Whether Ctrl-C was pressed some pulses ago: Python's own error comes first.
+
+        Else it would still wait for the main thread, and come once that has left.
+        """
+        if self._ctrl_c and not self._done.is_set():
+            self._ctrl_c_pulses += 1
+        return self._ctrl_c_pulses > CTRL_C_PULSES
+
+    def cancel(self, timeout: float | None = None) -> None:
+        """Stop the work at its next check, and wait so long for that."""
+        self._cancelled = True
+        if timeout is not None:
+            self._done.wait(timeout)
+
+    def check(self) -> None:
+        """Stop the work here where it was cancelled, or nobody waits for it any more.
+
+        Raises:
+            InterruptedCallError: it was.
+        """
+        now = time.monotonic()
+        if self._beats != self._seen:
+            self._seen, self._seen_at, self._looks = self._beats, now, 0
+        elif now - self._looked_at >= POLL_SECONDS / 2:
+            self._looks += 1
+        self._looked_at = now
+        late = now - self._seen_at > ABANDONED_SECONDS
+        if self._cancelled or (late and self._looks >= ABANDONED_LOOKS):
+            raise InterruptedCallError(self._name)
+
+    def _run(self) -> None:
+        try:
+            with (
+                noticing(is_main_thread(self._caller)) as self._ctrl_c,
+                heeding(self.check),
+            ):
+                self.result = self._work()
+                self._ctrl_c = None
+        except BaseException as error:  # handed to the statement that waits
+            self.error = error
+        finally:
+            self._work, self._ctrl_c = _nothing, None
+            self._done.set()
+
+
+class Calls:
+    """The long calls of the statement that a connection runs; any thread may call it.
+
+    A connection runs one statement at a time.
+
+    Attributes:
+        by_keyboard: whether the last statement with a call was ended by Ctrl-C.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._statement: int | None = None
+        self._calls: dict[Hashable, Call] = {}
+        self.by_keyboard = False
+
+    def begin_once(
+        self,
+        statement: int,
+        caller: int,
+        key: Hashable,
+        name: str,
+        work: Callable[[], Any],
+    ) -> Call:
+        """Return the call of the statement with this key; begin it the first time."""
+        with self._lock:
+            if statement != self._statement:
+                for call in self._calls.values():
+                    call.cancel()
+                self._statement = statement
+                self._calls.clear()
+                self.by_keyboard = False
+            if key not in self._calls:
+                self._calls[key] = Call(name, work, caller)
+            return self._calls[key]
+
+    def find(self, number: int) -> Call:
+        """Return the call of that number of the statement that runs."""
+        with self._lock:
+            return next(c for c in self._calls.values() if c.number == number)
+
+
+def _nothing() -> None:
+    """Stand in for work that was done, so that what it held can go."""
