@@ -23,11 +23,19 @@ class Noticed:
     """Whether Ctrl-C was pressed since; any thread may ask."""
 
     def __init__(self, file: int | None) -> None:
+        """Look at a file that gets longer when it is; None: nobody tells."""
         self._file = file
+        self._lock = threading.Lock()
 
     def __bool__(self) -> bool:
         """Tell whether it was."""
-        return self._file is not None and os.fstat(self._file).st_size > 0
+        with self._lock:
+            return self._file is not None and os.fstat(self._file).st_size > 0
+
+    def close(self) -> None:
+        """Forget the file: its number may be that of another one soon."""
+        with self._lock:
+            self._file = None
 
 
 def is_main_thread(ident: int) -> bool:
@@ -48,9 +56,11 @@ def noticing(wanted: bool) -> Iterator[Noticed]:
     try:
         with tempfile.TemporaryFile() as file:
             register(signal.SIGINT, file, all_threads=False, chain=True)
+            noticed = Noticed(file.fileno())
             try:
-                yield Noticed(file.fileno())
+                yield noticed
             finally:
+                noticed.close()
                 faulthandler.unregister(signal.SIGINT)
     finally:
         _lock.release()
