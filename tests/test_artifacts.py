@@ -27,8 +27,6 @@ from tests.data import (
     search,
 )
 
-pytestmark = pytest.mark.core
-
 
 def folder(path: Path) -> Path:
     return path.with_name(path.name + ".duckvec")
