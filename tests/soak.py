@@ -27,7 +27,7 @@ from tests.differential import (
     run_steps,
     shrink,
 )
-from tests.growth import Usage, growth_of, measure
+from tests.growth import Usage, growth_of, measure, use_one_arena
 from tests.lifecycle import LeftOver, run_lives
 from tests.race import Plan, Race
 
@@ -70,6 +70,7 @@ def soak_threads(seed: int, seconds: float, folder: Path) -> bool:
     counts: Counter[str] = Counter()
     failures: list[str] = []
     usages: list[Usage] = []
+    use_one_arena()
     while (left := until - time.monotonic()) > 1 and not failures:
         place = folder / f"race-{seed}"
         place.mkdir()

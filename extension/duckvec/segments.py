@@ -147,9 +147,10 @@ class Segment:
         try:
             size = 0
             for path in self.files():
-                if not path.is_file():
-                    raise _missing(path.name)
-                size += path.stat().st_size
+                try:
+                    size += path.stat().st_size
+                except FileNotFoundError as error:
+                    raise _missing(path.name) from error
             if size != self.row.size_bytes:
                 raise _altered(self.row.file)
         except ArtifactError as error:
