@@ -17,7 +17,7 @@ from typing import Any
 
 import duckdb
 
-from benchmarks import report
+from benchmarks import report, summary
 from benchmarks.builds import run_build
 from benchmarks.changes import measure_changes
 from benchmarks.data import (
@@ -30,6 +30,7 @@ from benchmarks.data import (
     create_database,
     load_packages,
 )
+from benchmarks.opening import measure_opening
 from benchmarks.searches import (
     measure_duckdb,
     measure_reading,
@@ -59,6 +60,7 @@ def main() -> None:
     report.show(results)
     if options.docs:
         report.put_into(results, REPOSITORY / "docs" / "performance.md")
+        summary.put_into(results, REPOSITORY / "README.md")
 
 
 def _measure(
@@ -127,6 +129,9 @@ def _measure(
             most_rows=options.surface_rows,
             join_queries=options.join_queries,
         )
+    if options.opening:
+        (folder / "opening").mkdir()
+        results["opening"] = measure_opening(folder / "opening", options.segments)
     results["seconds"] = time.perf_counter() - started
     return results
 
@@ -226,6 +231,15 @@ def _options() -> argparse.Namespace:
         help="measure searches and writes while a table changes, too",
     )
     parser.add_argument(
+        "--opening",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="measure the opening of a database with many segments, too",
+    )
+    parser.add_argument(
+        "--segments", type=int, default=20, help="so many, of 50,000 rows (20)"
+    )
+    parser.add_argument(
         "--surface",
         action=argparse.BooleanOptionalAction,
         default=True,
@@ -266,7 +280,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--docs",
         action="store_true",
-        help="put the tables into docs/performance.md too",
+        help="put the tables into docs/performance.md and README.md, too",
     )
     return parser.parse_args()
 

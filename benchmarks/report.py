@@ -183,6 +183,20 @@ def _change_rows(changes: Row) -> list[tuple[str, str, str]]:
     return lines
 
 
+OPENING_COLUMNS = (
+    *("type", "connect, load, vector_indexes()", "first search, by a scan"),
+    *("until the index serves", "search then"),
+)
+
+
+def _opening_rows(opening: Row) -> list[Any]:
+    names = ("opening", "first_search", "until_index", "search")
+    return [
+        (index_type, *(f"{times[name]:,.0f} ms" for name in names))
+        for index_type, times in opening["types"].items()
+    ]
+
+
 def _change_title(changes: Row) -> str:
     return f"Under change ({changes['data']}, {changes['index_type']})"
 
@@ -193,6 +207,10 @@ def _row_tables(results: Row) -> list[tuple[str, tuple[str, ...], list[Any]]]:
     if "changes" in results:
         changes = results["changes"]
         tables.append((_change_title(changes), CHANGE_COLUMNS, _change_rows(changes)))
+    if "opening" in results:
+        opening = results["opening"]
+        title = f"Opening {opening['segments']} segments ({opening['data']})"
+        tables.append((title, OPENING_COLUMNS, _opening_rows(opening)))
     if "surface" in results:
         tables += surface_tables(results["surface"])
     return tables

@@ -1,9 +1,10 @@
 """A long random test: `python -m tests.soak --minutes 20 --seed 1`.
 
 Compares searches with exact SQL in random worlds, then among threads, then over many
-lives of a connection, and prints what it did. Ends with 1, and says how to run the same
-again, when anything was wrong. `--replay FILE` runs a list of operations again, and
-`--shrink` makes it smaller first.
+lives of a connection; kills processes, and lets calls on files fail; alters artifacts,
+and gives hostile text to every function; and prints what it did. Ends with 1, and says
+how to run the same again, when anything was wrong. `--replay FILE` runs a list of
+operations again, and `--shrink` makes it smaller first.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+from tests.altering import AlteredError, run_altered
 from tests.differential import (
     Failure,
     Report,
@@ -27,7 +29,10 @@ from tests.differential import (
     run_steps,
     shrink,
 )
+from tests.fault_cases import soak_faults
 from tests.growth import Usage, growth_of, measure, use_one_arena
+from tests.hostility import HostileError, run_hostile
+from tests.killing import soak_kills
 from tests.lifecycle import LeftOver, run_lives
 from tests.race import Plan, Race
 
@@ -35,6 +40,7 @@ STEPS, LARGE_STEPS = 120, 40
 LARGE_EVERY = 5
 RACE_SECONDS = 60.0
 HANG_SECONDS = 600
+PARTS = ("worlds", "threads", "lives", "kills", "faults", "altered", "hostile")
 
 
 def soak_worlds(seed: int, seconds: float, folder: Path) -> bool:
@@ -101,6 +107,28 @@ def soak_lives(seed: int, rounds: int, folder: Path) -> bool:
     return True
 
 
+def soak_altered(seed: int, seconds: float, folder: Path) -> bool:
+    """Alter artifacts for a time; return whether all was noticed."""
+    try:
+        counts = run_altered(folder / "altered", seed, seconds)
+    except AlteredError as error:
+        print(error)
+        return False
+    print(f"Altered artifacts:\n{listed(counts)}", flush=True)
+    return True
+
+
+def soak_hostile(seed: int, seconds: float, folder: Path) -> bool:
+    """Make hostile calls for a time; return whether nothing happened."""
+    try:
+        counts = run_hostile(folder / "hostile", seed, seconds)
+    except HostileError as error:
+        print(error)
+        return False
+    print(f"Hostile inputs:\n{listed(counts)}", flush=True)
+    return True
+
+
 def listed(counts: Counter[str]) -> str:
     """Return counts for people."""
     return "\n".join(f"{count:,} {what}" for what, count in sorted(counts.items()))
@@ -129,7 +157,7 @@ def main() -> int:
     add = parser.add_argument
     add("--minutes", type=float, default=20, help="how long all of it runs, about")
     add("--seed", type=int, default=int(time.time()), help="default: the time")
-    add("--only", choices=["worlds", "threads", "lives"], help="one part only")
+    add("--only", choices=PARTS, help="one part only")
     add("--replay", type=Path, metavar="FILE", help="run these operations again")
     add("--shrink", action="store_true", help="make the list of --replay smaller first")
     add("--verbose", action="store_true", help="print each statement of --replay")
@@ -144,8 +172,13 @@ def main() -> int:
         "worlds": lambda share: soak_worlds(seed, share * seconds, folder),
         "threads": lambda share: soak_threads(seed, share * seconds, folder),
         "lives": lambda share: soak_lives(seed, rounds, folder),
+        "kills": lambda share: soak_kills(seed, share * seconds, folder),
+        "faults": lambda share: soak_faults(seed, share * seconds, folder),
+        "altered": lambda share: soak_altered(seed, share * seconds, folder),
+        "hostile": lambda share: soak_hostile(seed, share * seconds, folder),
     }
-    shares = {"worlds": 0.7, "threads": 0.2, "lives": 0.1}
+    shares = {"worlds": 0.3, "threads": 0.1, "lives": 0.05}
+    shares |= {"kills": 0.25, "faults": 0.05, "altered": 0.1, "hostile": 0.15}
     if arguments.only:
         shares = {arguments.only: 1.0}
     right = [parts[name](share) for name, share in shares.items()]

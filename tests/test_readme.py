@@ -14,6 +14,7 @@ from duckvec.calibration import TARGET_RECALL
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+MIGRATION = (ROOT / "docs" / "migrating-from-milvus.md").read_text(encoding="utf-8")
 REFERENCE = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
@@ -48,6 +49,26 @@ def test_the_reference_runs_from_top_to_bottom(
     run_blocks(REFERENCE)
     printed = capsys.readouterr()
     assert printed.out.startswith("1000\n")
+    assert printed.err == ""
+
+
+@pytest.mark.core
+def test_the_guide_from_milvus_runs_from_top_to_bottom(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pytest.importorskip("hnswlib")
+    run_blocks(MIGRATION)
+    printed = capsys.readouterr()
+    assert printed.out.splitlines() == [
+        "(collection_name='test01', index_type=<IndexType: IVF_FLAT>, "
+        "params={'nlist': 128})",
+        "0.0 [True, False]",
+        "0.0 [False, False]",
+        "0.0 [False, False]",
+        "<IndexType: FLAT>",
+        "(Status(code=0, message='Success'), 4997)",
+        "[(1, (0.0, 0.0, 1.0), '_default', 0.0)]",
+    ]
     assert printed.err == ""
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from duckvec import inspection
-from duckvec.errors import VectorIndexError
+from duckvec.errors import VectorIndexError, sentence
 from duckvec.instance import Instance
 from duckvec.sessions import find_session
 from duckvec.states import Session
@@ -58,4 +58,4 @@ def _rows(
         instance, caller_session = find_session(session)
         return {"error": None, "row": function(instance, caller_session)}
     except VectorIndexError as error:
-        return {"error": str(error), "row": None}
+        return {"error": sentence(error), "row": None}

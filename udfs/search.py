@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from duckvec.errors import ArtifactError, QueryError, VectorIndexError
+from duckvec.errors import ArtifactError, QueryError, VectorIndexError, sentence
 from duckvec.explaining import explained_text, explanation
 from duckvec.finding import is_looked_into
 from duckvec.guards import still_guarded
@@ -164,7 +164,7 @@ def _text(
         return plan(instance, session, request, caller)
     except VectorIndexError as error:
         # Raised here it would arrive with the words of the function call around it.
-        return f"FROM query(error({quote_literal(str(error))}))"
+        return f"FROM query(error({quote_literal(sentence(error))}))"
 
 
 @udf(
@@ -313,15 +313,13 @@ def _candidates(
             "this search was about to run; run it again"
         )
     if found is not None:
-        generation, index = found
+        generation, _ = found
         wanted = _wanted(order, generation, looked_for)
         try:
             if selection is not None:
                 return search_selection(generation, wanted, selection)
             return search_generation(generation, wanted, looked_for.covered)
-        except ArtifactError as error:
-            if generation is index.generation:
-                index.last_error = str(error)
+        except ArtifactError as error:  # which `Segment.error` tells of, too
             logger.warning("%s", error)
     if selection is not None:
         rowids = selection.rowids

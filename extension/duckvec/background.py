@@ -16,16 +16,24 @@ import logging
 import time
 from collections.abc import Iterator
 
+import duckdb
+
 from duckvec import moves, policy
 from duckvec.chains import current_chain
 from duckvec.finding import settle
 from duckvec.guards import pinned
 from duckvec.instance import Instance
 from duckvec.keeper import Task
+from duckvec.leftovers import leftovers
 from duckvec.proving import refresh_index
 from duckvec.states import DatabaseState, IndexState, Session
 from duckvec.tables import Table, read_only
-from duckvec.upkeep import prove_where_needed, recording, tend_index
+from duckvec.upkeep import (
+    prove_where_needed,
+    recording,
+    recovered,
+    tend_index,
+)
 
 logger = logging.getLogger("duckvec")
 
@@ -95,6 +103,7 @@ def tend_all(instance: Instance) -> Task:
     """Index all rows that no segment covers yet, and merge, in the background."""
 
     def work(task: Task) -> None:
+        leftovers.retry()
         for state in _states(instance):
             settle(instance, state).wait()
             if instance.databases.get(state.oid) is not state:
@@ -110,6 +119,8 @@ def tend_all(instance: Instance) -> Task:
                         thorough=True,
                         threads=instance.threads,
                     )
+                    index.retry_at = 0.0
+                    recovered(index)
 
     return instance.sealer.submit("indexing all new rows", work)
 
@@ -122,20 +133,27 @@ def _wanting(state: DatabaseState) -> list[IndexState]:
     """Return the indexes that new rows are written to."""
     if state.read_only:
         return []
-    return [index for index in list(state.indexes.values()) if not index.row.dropped]
+    return [index for index in list(state.indexes.values()) if not index.idle]
 
 
 def _settle_and_prepare(task: Task, instance: Instance, state: DatabaseState) -> None:
-    moves.settle(task, instance, state)
+    with recording(*_wanting(state)):
+        moves.settle(task, instance, state)
     if instance.databases.get(state.oid) is state:
         _prepare(task, instance, state)
 
 
 def _prepare(task: Task, instance: Instance, state: DatabaseState) -> None:
-    indexes = [i for i in list(state.indexes.values()) if not i.row.dropped]
+    indexes = [i for i in list(state.indexes.values()) if not i.idle]
     if not indexes:
         return
-    chain = current_chain(task, instance, state)
+    try:
+        chain = current_chain(task, instance, state)
+    except (duckdb.Error, OSError, RuntimeError, MemoryError) as error:
+        for index in indexes:
+            if not index.failures:  # a proof that goes well takes it away
+                index.last_error = str(error)
+        raise
     for index in indexes:
         task.check()
         with recording(index):
@@ -150,6 +168,7 @@ def _look(instance: Instance) -> float | None:
     states = [state for state in _states(instance) if _wanting(state)]
     if not states or not instance.seems_open():
         return None
+    leftovers.retry()
     for state in states:
         _let_go(instance, state)
     if not instance.sealer.pending():
@@ -197,7 +216,8 @@ def _submit(instance: Instance, state: DatabaseState) -> None:
 
     def work(task: Task) -> None:
         done = False
-        settle(instance, state).wait()
+        with recording(*_wanting(state)):
+            settle(instance, state).wait()
         if instance.databases.get(state.oid) is not state:
             return  # it was detached
         for index in _wanting(state):
@@ -213,6 +233,7 @@ def _submit(instance: Instance, state: DatabaseState) -> None:
                     thorough=False,
                     threads=instance.build_threads,
                 )
+                recovered(index)
         state.quiet_looks = 0 if done else state.quiet_looks + 1
         state.counted_at = time.monotonic()
 

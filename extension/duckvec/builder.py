@@ -46,7 +46,7 @@ def build_index(
     table = order.table
     key = catalog.index_key(table.schema, table.name, order.column.name)
     old = state.indexes.get(key)
-    index_id = old.row.index_id if old else paths.new_segment_id()
+    index_id = old.row.index_id if old and not old.fault else paths.new_segment_id()
     row = _new_row(order, index_id)
     with instance.lock:
         state.building[key] = Building(row, task)
@@ -99,7 +99,7 @@ def _build(
                 segments=tuple(writer.live),
             )
             with instance.lock:
-                replaced = old.segments if old else ()
+                replaced = (*old.segments, *old.unusable) if old else ()
                 index = old if old else IndexState(row)
                 index.row, index.segments = row, writer.segments
                 index.succeeded()
@@ -129,7 +129,7 @@ def drop_index(
     with changing(task, index):
         commit(task, instance, state, row, ())
         with instance.lock:
-            replaced = index.segments
+            replaced = (*index.segments, *index.unusable)
             index.row, index.segments = row, ()
             index.succeeded()
             index.use(None)
@@ -151,7 +151,8 @@ def forget_index(
         )
         with instance.lock:
             state.indexes.pop(index.row.key, None)
-            replaced, index.segments = index.segments, ()
+            replaced = (*index.segments, *index.unusable)
+            index.segments = index.unusable = ()
     remove_files(replaced)
 
 

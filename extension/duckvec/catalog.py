@@ -15,7 +15,7 @@ from typing import Any
 import duckdb
 
 from duckvec.errors import NotIndexableError
-from duckvec.ladders import decode_ladder, encode_ladder
+from duckvec.ladders import encode_ladder
 from duckvec.parsed import execute_parsed
 from duckvec.segments import SegmentRow
 from duckvec.sql_text import quote_path, read_sql
@@ -23,6 +23,12 @@ from duckvec.sql_text import quote_path, read_sql
 SCHEMA = "duckvec"
 # What is written now; `migrations` leads there from what was written before.
 CATALOG_VERSION = 2
+# A column that catalogs of version 1 do not have.
+ADDED_LATER = "ladder"
+# An index_file_size in MB.
+MIN_FILE_SIZE, MAX_FILE_SIZE = 1, 4096
+# Epochs count commits: one that is beyond this was not written by duckvec.
+LARGEST_EPOCH = 1 << 62
 
 
 @dataclass(frozen=True)
@@ -103,27 +109,31 @@ def find_version(cursor: duckdb.DuckDBPyConnection, database: str) -> int | None
     if found[0][0] != 3:
         return None
     rows = cursor.execute(
-        f"SELECT max(catalog_version) FROM {schema_path(database)}.epoch"
+        f"SELECT max(catalog_version), max(value) FROM {schema_path(database)}.epoch"
     ).fetchall()
-    version = int(rows[0][0] or 1)
+    version, epoch = int(rows[0][0] or 1), int(rows[0][1] or 0)
     if version > CATALOG_VERSION:
         raise NotIndexableError(
             f'the indexes of database "{database}" have catalog version {version}; '
             f"this duckvec knows {CATALOG_VERSION}: install a newer one"
         )
+    if not 0 <= epoch < LARGEST_EPOCH:
+        raise _unusable(database, f"has the epoch {epoch}, which duckvec never wrote")
     return version
 
 
-def read_indexes(cursor: duckdb.DuckDBPyConnection, database: str) -> list[IndexRow]:
-    """Return all rows of `indexes`."""
-    return [IndexRow(**row) for row in _read(cursor, database, "indexes", IndexRow)]
+def read_rows(
+    cursor: duckdb.DuckDBPyConnection, database: str
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return all rows of `indexes` and of `segments`, by column, as they are.
 
-
-def read_segments(cursor: duckdb.DuckDBPyConnection, database: str) -> list[SegmentRow]:
-    """Return all rows of `segments`."""
-    return [
-        SegmentRow(**row) for row in _read(cursor, database, "segments", SegmentRow)
-    ]
+    Raises:
+        NotIndexableError: a column is missing.
+    """
+    return (
+        _read(cursor, database, "indexes", IndexRow),
+        _read(cursor, database, "segments", SegmentRow),
+    )
 
 
 def replace_index(
@@ -258,14 +268,21 @@ def _read(
     cursor.execute(f"FROM {schema_path(database)}.{table} ORDER BY ALL")
     columns = _columns(cursor)
     wanted = _names(kind)
+    for name in wanted:
+        if name not in columns and name != ADDED_LATER:
+            raise _unusable(database, f"has no column {table}.{name}")
     return [
-        {
-            name: _decode(name, value)
-            for name, value in zip(columns, row, strict=True)
-            if name in wanted
-        }
+        {name: values.get(name) for name in wanted}
         for row in cursor.fetchall()
+        for values in [dict(zip(columns, row, strict=True))]
     ]
+
+
+def _unusable(database: str, what: str) -> NotIndexableError:
+    return NotIndexableError(
+        f'the catalog of the indexes of database "{database}" {what}; remove it with '
+        f"DROP SCHEMA {schema_path(database)} CASCADE and create the indexes again"
+    )
 
 
 def _columns(cursor: duckdb.DuckDBPyConnection) -> list[str]:
@@ -284,9 +301,3 @@ def _encode(name: str, value: Any) -> Any:
     if name == "ladder":
         return encode_ladder(value)
     return json.dumps(dict(value)) if isinstance(value, Mapping) else value
-
-
-def _decode(name: str, value: Any) -> Any:
-    if name == "ladder":
-        return decode_ladder(value)
-    return json.loads(value) if name in ("params", "search_params") else value

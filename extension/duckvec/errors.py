@@ -9,6 +9,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 
+LONGEST_SENTENCE = 600
+
 
 class VectorIndexError(ValueError):
     """Raised when a vector index cannot do what was asked; the base of all others."""
@@ -79,6 +81,30 @@ class ArtifactError(VectorIndexError):
     """Raised when a file of an index is missing, cut or altered."""
 
 
+class UnreadableArtifactError(ArtifactError):
+    """Raised when a file of an index cannot be read now, and perhaps can be later."""
+
+    def __init__(self, name: str, error: OSError) -> None:
+        """Compose the sentence from the file's name and what the system says."""
+        self.name = name
+        super().__init__(
+            f"the artifact {name} cannot be read now ({reason(error)}); searches are "
+            "exact until it can"
+        )
+
+
+class StorageError(VectorIndexError, OSError):
+    """Raised when the files of an index cannot be written; nothing was changed."""
+
+    def __init__(self, folder: str, error: OSError) -> None:
+        """Compose the sentence from the folder and what the system says."""
+        self.folder = folder
+        super().__init__(
+            f"the index cannot be written to {folder} ({reason(error)}); mend that, or "
+            "name another place with load(con, directory=…)"
+        )
+
+
 class BusyError(VectorIndexError):
     """Raised when the work cannot start because other work does not end."""
 
@@ -105,10 +131,24 @@ def did_you_mean(name: str, known: Sequence[str]) -> str:
     return f'; did you mean "{by_folded_name[near[0]]}"?' if near else ""
 
 
+def reason(error: OSError) -> str:
+    """Return what the system says about a failure, without number and path."""
+    return shorten(error.strerror or str(error), 200)
+
+
 def shorten(text: str, length: int = 80) -> str:
     """Return the text in one line of at most length characters."""
     line = " ".join(text.split())
     return line if len(line) <= length else line[: length - 1] + "…"
+
+
+def sentence(error: BaseException) -> str:
+    """Return the text of an error as SQL can carry it: one line, not endless.
+
+    What cannot be in a text of DuckDB's, or would break the line, becomes "?".
+    """
+    text = "".join(c if c.isprintable() or c.isspace() else "?" for c in str(error))
+    return shorten(text, LONGEST_SENTENCE) or type(error).__name__
 
 
 def _way_out(name: str, known: Sequence[str]) -> str:

@@ -25,6 +25,10 @@ from duckvec.tables import (
 )
 from duckvec.upkeep import row_ids_hold, why_stale
 
+# Vectors of so many components together are matched, or looked at one by one, in a few
+# milliseconds; vector_indexes() does not wait for more.
+FEW_COMPONENTS = 4_000_000
+
 
 def list_indexes(instance: Instance, session: Session) -> list[dict[str, Any]]:
     """Return a row for every indexed column of every attached database."""
@@ -163,18 +167,24 @@ def _status(
 ) -> tuple[str, str | None, float]:
     """Return state, last error and progress of an index."""
     if table is None or not has_column(table, index.row.column_name):
+        if index.fault is not None:
+            return "broken", index.fault, 1.0
         return "stale", index.last_error or why_stale(index, table), 1.0
     building = state.building.get(index.row.key)
     work = building.task if building else index.work
     if work is not None:
         return "building", index.last_error, work.progress
+    if index.fault is not None:
+        return "broken", index.fault, 1.0
     if error := _find_harm(index):
         return "broken", error, 1.0
     generation = index.generation if index.is_for(table) else None
     if index.segments and not (
         generation and row_ids_hold(instance, state, generation)
     ):
-        background.prepare(instance, state).wait_briefly()
+        task = background.prepare(instance, state)
+        if _is_small(index, index.row.row_count):
+            task.wait_briefly()
         if error := _find_harm(index):
             return "broken", error, 1.0
         if not index.is_for(table):
@@ -200,7 +210,12 @@ def _state(index: IndexState, segment: Segment) -> str:
 def _counts(
     cursor: duckdb.DuckDBPyConnection, index: IndexState, table: Table | None
 ) -> tuple[int, int, int]:
-    """Return the rows with a vector, those above the watermark, and the unusable."""
+    """Return the rows with a vector, those above the watermark, and the unusable.
+
+    Whether an index can hold a vector is looked at where that is not known: a proven
+    generation without a row that it could not hold knows it up to its watermark. Until
+    a large index is proven, those that could not be held are as many as at its build.
+    """
     if table is None or not has_column(table, index.row.column_name):
         return 0, 0, 0
     column = find_column(table, index.row.column_name)
@@ -212,17 +227,36 @@ def _counts(
     generation = index.generation if index.is_for(table) else None
     watermark = generation.watermark if generation else -1
     above = "true" if table.hides_rowid else f"rowid > {watermark:d}"
+    source = f"FROM {table.path} WHERE {vector} IS NOT NULL"
+    if index.segments and generation is None and not table.hides_rowid:
+        there = _count(cursor, source)
+        if not _is_small(index, there):
+            skipped = min(index.row.skipped_rows, there)
+            return there - skipped, there - skipped, skipped
+    if generation is not None and generation.covered_rows == generation.entries:
+        indexed = _count(cursor, f"{source} AND NOT ({above})")
+        there = _count(cursor, f"{source} AND {above}")
+        unindexed = _count(cursor, f"{source} AND {above} AND ({usable})")
+        return indexed + unindexed, unindexed, there - unindexed
     found = cursor.execute(
         f"""
         SELECT
             count(*) FILTER ({usable}),
             count(*) FILTER (({usable}) AND {above}),
             count(*) FILTER (NOT ({usable}))
-        FROM {table.path}
-        WHERE {vector} IS NOT NULL
+        {source}
         """
     ).fetchall()[0]
     return int(found[0]), int(found[1]), int(found[2])
+
+
+def _count(cursor: duckdb.DuckDBPyConnection, source: str) -> int:
+    return int(cursor.execute(f"SELECT count(*) {source}").fetchall()[0][0])
+
+
+def _is_small(index: IndexState, rows: int) -> bool:
+    """Tell whether so many vectors of an index are looked at in a moment."""
+    return rows * (index.row.dimension or 1) <= FEW_COMPONENTS
 
 
 def _text(value: object) -> str | None:

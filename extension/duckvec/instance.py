@@ -2,13 +2,13 @@
 
 Locks: `Instance.lock` protects the dictionaries and the fields of the states below;
 it is held for moments and never while SQL runs, because the query that wants it may
-hold locks of DuckDB's.
+hold locks of DuckDB's. Finalizers of connections never wait for it (locks.py).
 """
 
 from __future__ import annotations
 
+import collections
 import logging
-import threading
 import time
 import weakref
 from collections.abc import Hashable
@@ -17,11 +17,14 @@ from pathlib import Path
 import duckdb
 
 from duckvec import catalog, paths
+from duckvec.catalog_check import check_catalog
 from duckvec.errors import ClosedError, NotIndexableError, VectorIndexError
 from duckvec.filters import CheckedFilters
 from duckvec.keeper import Keeper, Task
+from duckvec.leftovers import remove_orphans
+from duckvec.locks import DeferringLock
 from duckvec.lookups import Lookups
-from duckvec.segments import Segment, SegmentRow
+from duckvec.segments import Segment
 from duckvec.selectivity import Selectivities
 from duckvec.sql_text import quote_path
 from duckvec.states import (
@@ -32,7 +35,7 @@ from duckvec.states import (
 )
 from duckvec.tables import Caller, Table, find_table
 from duckvec.tables import databases as attached_databases
-from duckvec.tracking import Generation
+from duckvec.tracking import Generation, Guard
 
 logger = logging.getLogger("duckvec")
 
@@ -40,8 +43,10 @@ logger = logging.getLogger("duckvec")
 loaded: dict[int, Instance] = {}
 forgotten: dict[int, Instance] = {}
 
-# How long the process's end waits for background work to stop.
+# How long the end of the process waits for background work to stop, and the collector
+# of garbage for another thread that forgets a connection.
 CLOSE_SECONDS = 10.0
+DROP_SECONDS = 0.05
 
 _DATABASE = """
 SELECT
@@ -69,7 +74,10 @@ class Instance:
     ) -> None:
         """Begin without sessions; `build_threads` 0: no background builds."""
         self.number = number
-        self.lock = threading.RLock()
+        self.lock = DeferringLock(self._forget_dropped)
+        # Numbers of sessions whose connection is gone; None: perhaps nothing is used.
+        self._dropped: collections.deque[int | None] = collections.deque()
+        self._dropping: set[int] = set()  # those whose guards still stand
         self.keeper = Keeper("duckvec-keeper", self._release_if_unused)
         self.armer = Keeper("duckvec-armer", self._release_if_unused)
         self.warden = Keeper("duckvec-warden")
@@ -95,9 +103,7 @@ class Instance:
             session = Session(connection)
             self.sessions[session.number] = session
             loaded[session.number] = self
-            finalizer = weakref.finalize(
-                connection, self._forget_session, session.number
-            )
+            finalizer = weakref.finalize(connection, self._drop_session, session.number)
             finalizer.atexit = False  # `close` does it, in order
             return session
 
@@ -218,7 +224,7 @@ class Instance:
                 state.has_catalog, state.mark, state.epoch = False, None, None
                 state.catalog_version = catalog.CATALOG_VERSION
                 state.indexes.clear()
-            paths.remove_orphans(self.folder(state), set())
+            remove_orphans(self.folder(state), set())
 
     def forget_detached(self, attached: set[int]) -> None:
         """Forget the databases whose numbers are not among those attached."""
@@ -285,13 +291,13 @@ class Instance:
             if version is None:
                 return
             folder = self.folder(state)
-            by_index: dict[str, list[SegmentRow]] = {}
-            for segment in catalog.read_segments(cursor, state.name):
-                by_index.setdefault(segment.index_id, []).append(segment)
-            for row in catalog.read_indexes(cursor, state.name):
-                rows = sorted(by_index.get(row.index_id, []), key=_segment_number)
-                segments = tuple(Segment(segment, folder) for segment in rows)
+            for checked in check_catalog(*catalog.read_rows(cursor, state.name)):
+                row = checked.row
+                segments = tuple(Segment(each, folder) for each in checked.segments)
                 index = state.indexes[row.key] = IndexState(row, segments)
+                if checked.fault is not None:
+                    logger.warning('index on "%s": %s', row.table_name, checked.fault)
+                    index.set_fault(checked.fault)
                 path = quote_path((state.name, row.schema_name, row.table_name))
                 caller = Caller(0, state.name, row.schema_name, "")
                 table = find_table(cursor, path, caller)
@@ -299,7 +305,7 @@ class Instance:
                     index.seen = table
             if not state.read_only:
                 # No build of this process writes here before the catalog was read.
-                paths.remove_orphans(folder, _named_files(state))
+                remove_orphans(folder, _named_files(state))
         except (VectorIndexError, OSError, ValueError, duckdb.Error) as error:
             state.error = str(error)
             logger.warning("%s", error)
@@ -331,6 +337,39 @@ class Instance:
         with self.lock:
             self._release()
 
+    def _drop_session(self, number: int) -> None:
+        """Forget a connection whose object is gone; called by the garbage collector.
+
+        In the middle of anything that any thread does: it waits for no lock. Where
+        another thread is at it, that is usually done in a moment, and waited for.
+        """
+        self._dropping.add(number)
+        self._dropped.append(number)
+        self._forget_dropped()
+        until = time.monotonic() + DROP_SECONDS
+        while number in self._dropping and time.monotonic() < until:
+            if self.lock.is_mine:
+                break  # it is done when this thread gives the lock back
+            time.sleep(0.001)
+            self._forget_dropped()
+
+    def _forget_dropped(self) -> None:
+        """Forget connections that are gone, unless others are at it now."""
+        while self._dropped and self.lock.enter_at_once():
+            guards: list[Guard] = []
+            try:
+                number = self._dropped.popleft() if self._dropped else None
+                if number is not None:
+                    guards = self._take_session(number)
+                elif self._is_unused():
+                    self._release()
+            finally:
+                self.lock.leave()
+            if number is not None:
+                _close_guards(guards)
+                self._dropped.append(None)
+                self._dropping.discard(number)
+
     def abandon(self) -> object:
         """Return all that must be kept, and forget it: this process was forked.
 
@@ -338,34 +377,37 @@ class Instance:
         that is not here may hold it.
         """
         kept = (self.sessions, self.databases, self._temporary_folders)
-        self.lock = threading.RLock()
+        self.lock = DeferringLock(self._forget_dropped)
         self.sessions, self.databases, self._temporary_folders = {}, {}, []
         return kept
 
     def _forget_session(self, number: int) -> None:
         with self.lock:
-            loaded.pop(number, None)
-            session = self.sessions.pop(number, None)
-            if session is None:
-                return
-            if session.connection() is None:
-                forgotten[number] = self
-            guards = list(session.guards.values())
-            session.guards.clear()
-        for guard in guards:
-            try:
-                guard.close()
-            except duckdb.Error:
-                logger.debug("a guard was closed with its connection")
+            guards = self._take_session(number)
+        _close_guards(guards)
         self._release_if_unused()
+
+    def _take_session(self, number: int) -> list[Guard]:
+        """Remove a session, under the lock; return its guards, to be closed."""
+        loaded.pop(number, None)
+        session = self.sessions.pop(number, None)
+        if session is None:
+            return []
+        if session.connection() is None:
+            forgotten[number] = self
+        guards = list(session.guards.values())
+        session.guards.clear()
+        return guards
 
     def _release_if_unused(self) -> None:
         """Let go of everything once no connection is left and no work goes on."""
         with self.lock:
-            threads = (self.keeper, self.armer, self.sealer)
-            busy = any(thread.pending() for thread in threads)
-            if not self.sessions and not busy:
+            if self._is_unused():
                 self._release()
+
+    def _is_unused(self) -> bool:
+        threads = (self.keeper, self.armer, self.sealer)
+        return not self.sessions and not any(each.pending() for each in threads)
 
     def _release(self) -> None:
         """Close the opened segments, and delete the folders of in-memory databases."""
@@ -378,19 +420,23 @@ class Instance:
         self.lookups.clear()
         self.stored_plans.clear()
         for folder in self._temporary_folders:
-            paths.remove_orphans(folder, set())
+            remove_orphans(folder, set())
             paths.remove_folder_if_empty(folder)
         self._temporary_folders.clear()
+
+
+def _close_guards(guards: list[Guard]) -> None:
+    for guard in guards:
+        try:
+            guard.close()
+        except duckdb.Error:
+            logger.debug("a guard was closed with its connection")
 
 
 def _named_files(state: DatabaseState) -> set[str]:
     return {
         name
         for index in state.indexes.values()
-        for segment in index.segments
+        for segment in (*index.segments, *index.unusable)
         for name in (segment.row.file, segment.row.map_file)
     }
-
-
-def _segment_number(row: SegmentRow) -> int:
-    return row.segment

@@ -15,12 +15,18 @@ from duckvec.errors import BusyError, ClosedError, VectorIndexError
 
 logger = logging.getLogger("duckvec")
 
+# What work may meet: our own errors, and those of DuckDB, the system and libraries.
+# Each arrives in SQL as its own sentence.
+FAILURES = (VectorIndexError, duckdb.Error, OSError, RuntimeError, MemoryError)
+
 # How long a caller waits for a write of ours to begin. Beginning takes a lock that a
 # FORCE CHECKPOINT holds while it waits for writers, the caller perhaps among them.
 BEGIN_TIMEOUT_SECONDS = 10.0
 POLL_SECONDS = 0.05
 # A thread waits so long for more work: beginning another one takes longer than most.
 LINGER_SECONDS = 0.1
+# After a look that failed, the next one is so much later, twice as much after two, …
+RETRY_SECONDS, MOST_RETRY_SECONDS = 1.0, 300.0
 # How long a search waits for short work of its own making.
 BRIEF_SECONDS = 0.5
 
@@ -128,7 +134,7 @@ class Task:
         """
         try:
             self.wait(seconds)
-        except (VectorIndexError, duckdb.Error, OSError, TimeoutError) as error:
+        except FAILURES as error:  # TimeoutError among them
             logger.debug("%s", error)
         return self.done
 
@@ -167,6 +173,7 @@ class Keeper:
         self._current: Task | None = None
         self._thread: threading.Thread | None = None
         self._look: Callable[[], float | None] | None = None
+        self._failed_looks = 0
         self._wake = threading.Event()
         self._stopping = False
 
@@ -250,7 +257,7 @@ class Keeper:
             with self._lock:
                 task = self._current = self._queue[0] if self._queue else None
                 if task is not None:
-                    self._queue.popleft()
+                    self._queue.popleft()  # `pending` sees it at every moment
                 look = self._look
                 over = task is None and (self._stopping or (look is None and idle))
                 if over:
@@ -270,9 +277,12 @@ class Keeper:
     def _pause(self, look: Callable[[], float | None]) -> None:
         try:
             seconds = look()
+            self._failed_looks = 0
         except Exception:
             logger.exception("looking after the database failed")
-            seconds = 1.0
+            pause = RETRY_SECONDS * 2 ** min(self._failed_looks, 20)
+            seconds = min(pause, MOST_RETRY_SECONDS)
+            self._failed_looks += 1
         if seconds is not None:
             self._wake.wait(seconds)
             return

@@ -11,8 +11,8 @@ from typing import Any
 
 import duckdb
 
-from duckvec import background, builder, catalog, finding, moves, paths, upkeep
-from duckvec.catalog import IndexRow
+from duckvec import background, builder, catalog, finding, moves, upkeep
+from duckvec.catalog import MAX_FILE_SIZE, MIN_FILE_SIZE, IndexRow
 from duckvec.chains import chain_of
 from duckvec.errors import (
     ColumnError,
@@ -25,6 +25,7 @@ from duckvec.guards import pinned
 from duckvec.index_types import get_index_type
 from duckvec.instance import Instance
 from duckvec.keeper import Task
+from duckvec.leftovers import remove_orphans
 from duckvec.metrics import parse_metric
 from duckvec.parameters import check_build_params, parse_params
 from duckvec.reader import find_dimension
@@ -42,8 +43,6 @@ from duckvec.tables import (
     require_table,
 )
 from duckvec.writer import Order
-
-MIN_FILE_SIZE, MAX_FILE_SIZE = 1, 4096
 
 
 @dataclass(frozen=True)
@@ -364,7 +363,7 @@ def _ensure_catalog(instance: Instance, state: DatabaseState) -> None:
             cursor.execute("COMMIT")
         finally:
             cursor.close()
-        paths.remove_orphans(instance.folder(state), set())
+        remove_orphans(instance.folder(state), set())
         state.catalog_seals = _seal_all(task, instance)
         state.has_catalog = True
 

@@ -59,6 +59,13 @@ def artifact_path(folder: Path, file_name: str) -> Path:
     return folder / file_name
 
 
+def make_folder(folder: Path) -> None:
+    """Create the folder of artifacts where it is missing, safely on disk."""
+    if not folder.is_dir():
+        folder.mkdir(parents=True, exist_ok=True)
+        fsync(folder.parent)
+
+
 def temporary_path(path: Path) -> Path:
     """Return the name under which `path` is written before it is renamed."""
     return path.with_name(path.name + ".tmp")
@@ -87,13 +94,16 @@ def remove(path: Path) -> None:
         path.unlink()
 
 
-def remove_orphans(folder: Path, named: set[str]) -> None:
-    """Delete our files in `folder` that no catalog row names."""
-    if folder.is_dir():
-        for path in sorted(folder.iterdir()):
-            ours = _GENERATED.fullmatch(path.name) or _TEMPORARY.fullmatch(path.name)
-            if ours and path.name not in named:
-                remove(path)
+def find_orphans(folder: Path, named: set[str]) -> list[Path]:
+    """Return our files in `folder` that no catalog row names."""
+    if not folder.is_dir():
+        return []
+    return [
+        path
+        for path in sorted(folder.iterdir())
+        if _GENERATED.fullmatch(path.name) or _TEMPORARY.fullmatch(path.name)
+        if path.name not in named
+    ]
 
 
 def remove_folder_if_empty(folder: Path) -> None:

@@ -252,7 +252,9 @@ def _nearest(metric: Metric, distance: str, wanted: str | int | None) -> str:
     """Return the clauses that leave the nearest rows, none where all are wanted."""
     if wanted is None:
         return ""
-    return f"ORDER BY {_order(metric, distance)}\nLIMIT {wanted}"
+    # In a join, DuckDB would find the nearest by arg_min, which needs twice the memory
+    # and cannot spill; with an offset it sorts by windows.
+    return f"ORDER BY {_order(metric, distance)}\nLIMIT {wanted} OFFSET 0"
 
 
 def _within(distance: str, radius: float | None) -> str:

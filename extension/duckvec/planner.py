@@ -7,7 +7,6 @@ table and adds the tail.
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -20,7 +19,7 @@ from duckvec.chains import chain_of
 from duckvec.errors import (
     ArtifactError,
 )
-from duckvec.filters import check_filter
+from duckvec.filters import PLAIN_NAME
 from duckvec.guards import Look, begin_look, hold_guard, standing_of
 from duckvec.index_types import get_index_type
 from duckvec.instance import Instance
@@ -52,14 +51,16 @@ from duckvec.tables import (
 from duckvec.tickets import Ticket
 from duckvec.tracking import UNSEALED, Generation, Standing
 
-# DuckDB reads files by names with dots and slashes where no table has them.
-_PLAIN_NAME = re.compile(r"[\w $-]+")
 # More rows than this share of an index gone since the last look: an exact scan serves
 # until the background has looked again.
 REFRESH_SHARE = 0.05
 REFRESH_ROWS = 64
 # They are counted again after a change, but no sooner than this.
 SURPLUS_SECONDS = 0.25
+
+# Vectors of so many components together are matched to rows while a search may wait for
+# that (0.5 s, on two cores). With more of them, waiting only delays the exact scan.
+BRIEF_COMPONENTS = 40_000_000
 
 Route = Literal["exact", "allowed rows", "index"]
 
@@ -292,7 +293,7 @@ class _Planner:
         """
         request = self.request
         parts = parse_collection(request.collection)
-        if request.column_name is None or not _PLAIN_NAME.fullmatch(parts[-1]):
+        if request.column_name is None or not PLAIN_NAME.fullmatch(parts[-1]):
             raise unknown_table(
                 cursor,
                 parts,
@@ -305,7 +306,7 @@ class _Planner:
             check_metric(request.metric, None),
             self.k,
             self.radius,
-            check_filter(cursor, request.filter),
+            self.instance.checked_filters.check(cursor, request.filter),
         )
         return Plan(text, "exact", "the table is temporary, or not committed")
 
@@ -344,6 +345,8 @@ def _usable_generation(
     Asks for what is missing, a guard or a look at the table, in the background.
     """
     table = search.table
+    if index.fault is not None:
+        return "its catalog rows are wrong"
     if not index.segments:
         return "nothing is indexed"
     if table.hides_rowid:
@@ -364,9 +367,13 @@ def _usable_generation(
     if not _good_for(index.generation, chain, table):
         if chain is None:
             return "row ids cannot be held in place now"
-        if index.failed == (chain, table.identity):
+        if index.changer is not None and index.generation is None:
+            return "the entries are being matched to rows"
+        if index.cannot_be_proven(chain, table.identity):
             return "the entries could not be matched to rows"
-        background.prepare(instance, state).wait_briefly()
+        task = background.prepare(instance, state)
+        if index.row.row_count * search.dimension <= BRIEF_COMPONENTS:
+            task.wait_briefly()
         chain = chain_of(session, state)
     generation = index.generation
     if generation is None or not _good_for(generation, chain, table):
@@ -376,10 +383,8 @@ def _usable_generation(
     try:
         for live in generation.segments:
             live.segment.index()
-    except ArtifactError as error:
-        if live.segment in index.segments:
-            index.last_error = str(error)
-        return "a file of the index is broken"
+    except ArtifactError:
+        return "a file of the index is broken"  # which `Segment.error` tells of
     if _too_many_gone(instance, session, state, index, generation, table):
         return "many rows are gone; which ones is being looked up"
     return generation

@@ -14,7 +14,7 @@ from duckvec.instance import Instance
 from duckvec.keeper import Task
 from duckvec.metrics import METRICS
 from duckvec.reader import count_rows, read_rowids, read_vectors
-from duckvec.segments import hash_vectors
+from duckvec.segments import hash_vectors, verifying
 from duckvec.states import DatabaseState, IndexState
 from duckvec.steps import (
     advance_epoch,
@@ -44,7 +44,8 @@ def prove_index(
         task: the task that this runs in.
         instance: the DuckDB instance.
         state: the database of the table.
-        index: the index; its segments' map files are read and verified.
+        index: the index; its segments' files are verified meanwhile, so that no search
+            waits for that.
         table: the table as it is now.
         chain: the chain under which row ids hold now.
     """
@@ -64,7 +65,15 @@ def prove_index(
             f"the vectors of {table.label} have {column.length} dimensions now, and "
             f"{row.dimension} in the index; create it again"
         )
-    with snapshot(task, instance, state, table) as cursor:
+
+    def check() -> None:
+        task.check()
+        instance.require_open()
+
+    with (
+        snapshot(task, instance, state, table) as cursor,
+        verifying(index.segments, instance.threads, check) as verified,
+    ):
         seal_transaction = (
             UNSEALED if state.read_only else instance.seal_transaction(task, state.name)
         )
@@ -72,8 +81,7 @@ def prove_index(
         for batch in read_vectors(
             cursor, table, column, row.dimension, METRICS[row.metric]
         ):
-            task.check()
-            instance.require_open()
+            check()
             rowids.append(batch.rowids)
             hashes.append(hash_vectors(batch.vectors))
         _, _, last = count_rows(cursor, table, column)
@@ -83,6 +91,7 @@ def prove_index(
             index.segments, ids[order], np.concatenate(hashes)[order], last
         )
         covered = len(read_rowids(cursor, table, watermark))
+        verified()
     epoch = advance_epoch(task, instance, state)
     with instance.lock:
         if not index.failures:  # else it tells of a build that will be tried again

@@ -105,7 +105,8 @@ def _check_sample(text: str | None) -> int:
             f"[1, {MAX_SAMPLE}]"
         ) from None
     if not 1 <= sample <= MAX_SAMPLE:
-        raise QueryError(f"sample = {text or 'NULL'} is outside [1, {MAX_SAMPLE}]")
+        shown = shorten(text or "NULL")
+        raise QueryError(f"sample = {shown} is outside [1, {MAX_SAMPLE}]")
     return sample
 
 

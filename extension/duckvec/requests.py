@@ -76,7 +76,7 @@ def check_k(text: str | None) -> int:
             f"k = {shorten(text or '')} is no integer; give one in [1, {MAX_K}]"
         ) from None
     if not 1 <= k <= MAX_K:
-        raise QueryError(f"k = {text or 'NULL'} is outside [1, {MAX_K}]")
+        raise QueryError(f"k = {shorten(text or 'NULL')} is outside [1, {MAX_K}]")
     return k
 
 
@@ -108,6 +108,8 @@ def check_params(index: IndexState | None, text: str | None, k: int) -> SearchSe
     given = parse_params(text)
     if index is None:
         return check_search_params(get_index_type("FLAT"), given, k, {})
+    if index.fault is not None:
+        return SearchSettings({})  # what would be right cannot be known
     row = index.row
     kind = get_index_type(row.index_type)
     return check_target(

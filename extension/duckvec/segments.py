@@ -1,21 +1,15 @@
 """One segment: an immutable index over some rows, and the file pair that holds it.
 
 The index file is the library's own format. The map file beside it holds what the
-library does not: which row each entry came from, a 64-bit hash of each vector, and
-checksums of both. hnswlib and annoy refuse files with trailing bytes, hence two.
-
-Layout of a map file, little endian: magic (8 bytes), format version (uint32), length
-of the header (uint32), header (JSON), row ids (int64 each), hashes (uint64 each),
-BLAKE2b-128 of everything before it (16 bytes).
+library does not (artifacts.py). hnswlib and annoy refuse files with trailing bytes,
+hence two.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import struct
+import contextlib
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,18 +18,33 @@ import numpy as np
 from numpy.typing import NDArray
 
 from duckvec import paths
-from duckvec.errors import ArtifactError
+from duckvec.artifacts import (
+    FileSign,
+    altered,
+    file_checksum,
+    file_sign,
+    is_same_file,
+    missing,
+    read_map_file,
+    write_map_file,
+)
+from duckvec.errors import (
+    ArtifactError,
+    ClosedError,
+    StorageError,
+    UnreadableArtifactError,
+    shorten,
+)
 from duckvec.index_types import get_index_type
 from duckvec.index_types.base import SegmentIndex
 from duckvec.ladders import Ladder, Measured, setting_for
+from duckvec.leftovers import leftovers
 from duckvec.metrics import METRICS
 
-MAGIC = b"DUCKVEC\x00"
-FORMAT_VERSION = 1
 SAMPLES = 5
-_PREFIX = struct.Struct("<8sII")
-_DIGEST_BYTES = 16
 _BLOCK_BYTES = 1 << 22
+# More threads than this wait for the disk, or for memory, and no longer compute.
+_VERIFYING_THREADS = 4
 
 
 @dataclass(frozen=True)
@@ -102,8 +111,10 @@ def hash_vectors(vectors: NDArray[np.float32]) -> NDArray[np.uint64]:
 class Segment:
     """One segment as the searches use it: opened when first needed, then shared.
 
-    Any thread may call any method; opening happens once, under a lock that is never
-    held while SQL runs.
+    Any thread may call any method; verifying and opening happen once, under a lock that
+    is never held while SQL runs. The checksum of the index file is taken once for each
+    version of the file that this process sees; a file that is written over in place
+    while it is open is not searched any more, because libraries trust what they mapped.
     """
 
     def __init__(
@@ -111,9 +122,14 @@ class Segment:
     ) -> None:
         self.row = row
         self._folder = folder
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a finalizer may close it in between
         self._index = index
+        self._verified: FileSign | None = None
+        self._opened: FileSign | None = None
+        self._checksum: str | None = None
+        self._failed: tuple[FileSign | None, ...] | None = None
         self.error: str | None = None
+        self._unreadable_map = False
         self.samples: tuple[tuple[int, int], ...] = ()
 
     def index(self) -> SegmentIndex:
@@ -123,36 +139,48 @@ class Segment:
             ArtifactError: a file is missing, cut or altered; the sentence also stays
                 in `error`.
         """
-        if self._index is not None:
-            return self._index
+        index = self._index
+        if index is not None and not self._is_written_over():
+            return index
         with self._lock:
+            if self._index is not None and self._is_written_over():
+                self._index = None  # searches that run hold it; none begins with it
             if self._index is None:
-                try:
+                with self._noting():
                     self._index = self._open()
-                except (ArtifactError, OSError, RuntimeError) as error:
-                    self.error = str(error)
-                    if isinstance(error, ArtifactError):
-                        raise
-                    raise ArtifactError(
-                        f"the artifact {self.row.file} cannot be opened ({error}); "
-                        "build the index again"
-                    ) from error
             return self._index
+
+    def verify(self, check: Callable[[], None] | None = None) -> None:
+        """Compare the index file with its checksum, unless that was done.
+
+        Args:
+            check: called now and then; what it raises ends the work.
+
+        Raises:
+            ArtifactError: a file is missing, cut or altered; the sentence also stays
+                in `error`.
+        """
+        if self._index is None:
+            with self._lock, self._noting():
+                self._verify(check)
 
     def check(self) -> str | None:
         """Return what is wrong with the files as far as it is known, or None.
 
-        Looks at their names and sizes; contents are verified when they are opened.
+        Looks at their names and sizes; contents are verified when the files are
+        opened, and again here where an index file was changed since.
         """
         try:
-            size = 0
-            for path in self.files():
-                try:
-                    size += path.stat().st_size
-                except FileNotFoundError as error:
-                    raise _missing(path.name) from error
-            if size != self.row.size_bytes:
-                raise _altered(self.row.file)
+            index_file, map_file = self.files()
+            signs = file_sign(index_file), file_sign(map_file)
+            for path, sign in zip((index_file, map_file), signs, strict=True):
+                if sign is None:
+                    raise missing(path.name)
+            if sum(sign[2] for sign in signs if sign) != self.row.size_bytes:
+                raise altered(self.row.file)
+            if self._verified not in (None, signs[0]):
+                with self._lock, self._noting():
+                    self._verify()
         except ArtifactError as error:
             return str(error)
         return self.error
@@ -182,79 +210,155 @@ class Segment:
             ArtifactError: the map file is missing, cut or altered.
         """
         try:
-            _, rowids, hashes = self._read_map()
-            return rowids, hashes
+            rowids, hashes = self._read_map()
         except ArtifactError as error:
             self.error = str(error)
+            self._unreadable_map = isinstance(error, UnreadableArtifactError)
             raise
+        if self._unreadable_map:
+            self.error, self._unreadable_map = None, False
+        return rowids, hashes
 
     def keep_samples(self, hashes: NDArray[np.uint64]) -> None:
         """Keep position and hash of a few entries, to know their rows again by."""
         places = np.unique(np.linspace(0, len(hashes) - 1, SAMPLES, dtype=np.int64))
         self.samples = tuple((int(place), int(hashes[place])) for place in places)
 
+    @contextlib.contextmanager
+    def _noting(self) -> Iterator[None]:
+        """Keep what fails, and fail again at once while the files stay as they are.
+
+        What cannot be read now is tried again with the next use.
+        """
+        try:
+            signs = tuple(file_sign(path) for path in self.files())
+            if self.error is not None and signs == self._failed:
+                raise ArtifactError(self.error)
+            self._failed = signs
+            yield
+            self.error = self._failed = None
+        except UnreadableArtifactError as error:
+            self.error, self._failed = str(error), None
+            raise
+        except ArtifactError as error:
+            self.error = str(error)
+            raise
+        except OSError as error:
+            unreadable = UnreadableArtifactError(self.row.file, error)
+            self.error, self._failed = str(unreadable), None
+            raise unreadable from error
+        except RuntimeError as error:
+            self.error = (
+                f"the artifact {self.row.file} cannot be opened ({error}); "
+                "build the index again"
+            )
+            raise ArtifactError(self.error) from error
+        except BaseException:
+            self._failed = None  # it was stopped
+            raise
+
+    def keep_written(self, checksum: str) -> None:
+        """Keep what tells the index file that was just written from altered ones."""
+        self._checksum = checksum
+        self._verified = file_sign(self.files()[0])
+
     def _open(self) -> SegmentIndex:
-        header, _, _ = self._read_map()
-        path = paths.artifact_path(self._folder, self.row.file)
-        if not path.is_file():
-            raise _missing(path.name)
-        if file_checksum(path) != header["index_checksum"]:
-            raise _altered(path.name)
-        return get_index_type(self.row.index_type).open(
+        path = self._verify()
+        index = get_index_type(self.row.index_type).open(
             path,
             METRICS[self.row.metric],
             self.row.row_count,
             self.row.dimension,
             self.row.params,
         )
+        self._opened = self._verified
+        return index
 
-    def _read_map(
-        self,
-    ) -> tuple[dict[str, object], NDArray[np.int64], NDArray[np.uint64]]:
+    def _verify(self, check: Callable[[], None] | None = None) -> Path:
+        """Return the path of the index file, which is the one that was written."""
+        if self._checksum is None:
+            self._read_map()
+        path = paths.artifact_path(self._folder, self.row.file)
+        sign = file_sign(path)
+        if sign is None:
+            raise missing(path.name)
+        if sign != self._verified:
+            if file_checksum(path, check) != self._checksum:
+                raise altered(path.name)
+            self._verified = sign
+        return path
+
+    def _is_written_over(self) -> bool:
+        """Tell whether the open index file was changed in place.
+
+        Where another file took its name, or it was deleted, what is mapped stays.
+        """
+        opened = self._opened
+        if opened is None:
+            return False
+        sign = file_sign(paths.artifact_path(self._folder, self.row.file))
+        return sign is not None and sign != opened and is_same_file(sign, opened)
+
+    def _read_map(self) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
         row = self.row
         path = paths.artifact_path(self._folder, row.map_file)
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise ArtifactError(
-                f"the artifact {row.map_file} is missing or cannot be read "
-                f"({error.strerror}); build the index again"
-            ) from error
-        broken = _altered(path.name)
-        if len(data) < _PREFIX.size + _DIGEST_BYTES:
-            raise broken
-        body, digest = data[:-_DIGEST_BYTES], data[-_DIGEST_BYTES:]
-        if (
-            digest.hex() != row.checksum
-            or hashlib.blake2b(body, digest_size=_DIGEST_BYTES).digest() != digest
-        ):
-            raise broken
-        magic, version, length = _PREFIX.unpack_from(body)
-        if magic != MAGIC or version != FORMAT_VERSION:
-            raise ArtifactError(
-                f"the artifact {row.map_file} has format version {version}; this "
-                f"duckvec reads {FORMAT_VERSION}: build the index again"
-            )
-        header = json.loads(body[_PREFIX.size : _PREFIX.size + length])
-        count = row.row_count
-        start = _PREFIX.size + length
-        if header["rows"] != count or len(body) != start + 16 * count:
-            raise broken
-        rowids = np.frombuffer(body, np.int64, count, start)
-        hashes = np.frombuffer(body, np.uint64, count, start + 8 * count)
+        header, rowids, hashes = read_map_file(path, row.checksum, row.row_count)
+        for name, value in _described(row).items():
+            if header[name] != value:
+                raise ArtifactError(
+                    f"the artifact {row.map_file} is of {name} {header[name]}, not "
+                    f"{shorten(str(value))} as the catalog says; build the index again"
+                )
         self.keep_samples(hashes)
-        return header, rowids, hashes
+        self._checksum = str(header["index_checksum"])
+        return rowids, hashes
 
 
-def _missing(name: str) -> ArtifactError:
-    return ArtifactError(f"the artifact {name} is missing; build the index again")
+@contextlib.contextmanager
+def verifying(
+    segments: Sequence[Segment], threads: int, check: Callable[[], None]
+) -> Iterator[Callable[[], None]]:
+    """Verify the index files of segments while something else is done.
+
+    Args:
+        segments: those of an index.
+        threads: how many at most.
+        check: called now and then in each thread; what it raises ends the work.
+
+    Yields:
+        What waits for the end, and raises ArtifactError where a file is not whole.
+    """
+    some = max(1, min(threads, _VERIFYING_THREADS, len(segments)))
+    stopped = threading.Event()
+
+    def check_both() -> None:
+        check()
+        if stopped.is_set():
+            raise ClosedError("nobody waits for the checksums any more")
+
+    def finish() -> None:
+        for each in begun:
+            each.result()
+
+    with ThreadPoolExecutor(some, "duckvec-verifier") as pool:
+        begun = [pool.submit(segment.verify, check_both) for segment in segments]
+        try:
+            yield finish
+        finally:
+            stopped.set()
+            pool.shutdown(cancel_futures=True)
 
 
-def _altered(name: str) -> ArtifactError:
-    return ArtifactError(
-        f"the artifact {name} was cut or altered: its size or checksum is not the "
-        "recorded one; build the index again"
-    )
+def _described(row: SegmentRow) -> dict[str, object]:
+    """Return what a map file says of its segment, and the catalog, too."""
+    return {
+        "segment_id": row.segment_id,
+        "index_type": row.index_type,
+        "metric": row.metric,
+        "rows": row.row_count,
+        "dimension": row.dimension,
+        "params": dict(row.params),
+    }
 
 
 def write_segment(
@@ -271,11 +375,14 @@ def write_segment(
     here. `measure` returns those: it is called once the library has saved its file,
     while threads flush that file and take its checksum, and may search the index.
     On failure nothing is left behind.
+
+    Raises:
+        StorageError: the files cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     index_path = paths.artifact_path(folder, row.file)
     map_path = paths.artifact_path(folder, row.map_file)
     try:
+        paths.make_folder(folder)
         saved = paths.temporary_path(index_path)
         index.save(saved)
         with ThreadPoolExecutor(2, "duckvec-writer") as threads:
@@ -283,53 +390,34 @@ def write_segment(
             flushed = threads.submit(paths.fsync, saved)
             measured = measure()
             flushed.result()
-        header = json.dumps(
-            {
-                "segment_id": row.segment_id,
-                "index_type": row.index_type,
-                "metric": row.metric,
-                "rows": row.row_count,
-                "dimension": row.dimension,
-                "params": dict(row.params),
-                "library": row.library,
-                "library_version": row.library_version,
-                "index_checksum": checksum.result(),
-            }
-        ).encode()
-        body = b"".join(
-            (
-                _PREFIX.pack(MAGIC, FORMAT_VERSION, len(header)),
-                header,
-                np.ascontiguousarray(rowids, dtype=np.int64).tobytes(),
-                np.ascontiguousarray(hashes, dtype=np.uint64).tobytes(),
-            )
+        header = {
+            **_described(row),
+            "library": row.library,
+            "library_version": row.library_version,
+            "index_checksum": checksum.result(),
+        }
+        digest = write_map_file(paths.temporary_path(map_path), header, rowids, hashes)
+        size = sum(
+            paths.temporary_path(path).stat().st_size for path in (index_path, map_path)
         )
-        digest = hashlib.blake2b(body, digest_size=_DIGEST_BYTES).digest()
-        paths.temporary_path(map_path).write_bytes(body + digest)
         paths.publish([index_path, map_path])
-    except BaseException:
+    except BaseException as error:
         for path in (index_path, map_path):
-            paths.remove(paths.temporary_path(path))
-            paths.remove(path)
+            leftovers.discard(paths.temporary_path(path))
+            leftovers.discard(path)
+        if isinstance(error, OSError):
+            raise StorageError(str(folder), error) from error
         raise
     finished = SegmentRow(
         **{
             **row.__dict__,
             "search_params": measured.default,
             "ladder": measured.ladder,
-            "size_bytes": index_path.stat().st_size + map_path.stat().st_size,
-            "checksum": digest.hex(),
+            "size_bytes": size,
+            "checksum": digest,
         }
     )
     segment = Segment(finished, folder, index)
     segment.keep_samples(hashes)
+    segment.keep_written(checksum.result())
     return segment
-
-
-def file_checksum(path: Path) -> str:
-    """Return the BLAKE2b-128 checksum of a file, as hexadecimal text."""
-    digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()

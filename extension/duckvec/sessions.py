@@ -7,9 +7,10 @@ from typing import Any
 
 import duckdb
 
-from duckvec.errors import ClosedError, VectorIndexError
+from duckvec.errors import ClosedError, sentence
 from duckvec.forks import require_unforked
 from duckvec.instance import Instance, forgotten, loaded
+from duckvec.keeper import FAILURES
 from duckvec.states import Session
 from duckvec.tables import read_only
 
@@ -18,9 +19,6 @@ IDENTITY = "__duckvec_instance"
 
 # So many connections that are gone may keep their instances.
 MOST_FORGOTTEN = 64
-
-# What work on an index can meet: each arrives in SQL as its own sentence.
-FAILURES = (VectorIndexError, duckdb.Error, OSError, RuntimeError, MemoryError)
 
 
 def find_session(number: int) -> tuple[Instance, Session]:
@@ -93,4 +91,4 @@ def answer(
     try:
         return {"error": None, "row": call(*find_session(session))}
     except FAILURES as error:
-        return {"error": str(error), "row": None}
+        return {"error": sentence(error), "row": None}

@@ -124,8 +124,12 @@ class IndexState:
         previous: the one before, for plans that are about to run.
         used_since: since when the current one is used, on the monotonic clock.
         last_error: what the background failed at last.
+        fault: why its catalog rows cannot be used; searches are exact until it is
+            created anew.
+        unusable: the segments of such rows, never opened; their files go with them.
         failed: chain and table identity for which a proof failed, so that searches do
             not ask for it again and again.
+        prove_again_at: when they may all the same, on the monotonic clock.
         surplus_sign: the database's change sign when `surplus` was counted.
         surplus_at: when that was, on the monotonic clock.
         surplus: indexed rows that are gone.
@@ -151,7 +155,10 @@ class IndexState:
     previous: Generation | None = None
     used_since: float = 0.0
     last_error: str | None = None
+    fault: str | None = None
+    unusable: tuple[Segment, ...] = ()
     failed: tuple[int, tuple[int, str] | None] | None = None
+    prove_again_at: float = math.inf
     surplus_sign: object = None
     surplus_at: float = -math.inf
     surplus: int = 0
@@ -167,6 +174,16 @@ class IndexState:
     changing: threading.Lock = field(default_factory=threading.Lock)
     changer: Task | None = None
 
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is to be indexed: it was dropped, or its rows are wrong."""
+        return self.row.dropped or self.fault is not None
+
+    def set_fault(self, fault: str) -> None:
+        """Use nothing of what the catalog says of its segments."""
+        self.fault, self.last_error = fault, fault
+        self.unusable, self.segments = self.segments, ()
+
     def is_for(self, table: Table) -> bool:
         """Tell whether the current generation was made from this very table."""
         generation = self.generation
@@ -177,9 +194,15 @@ class IndexState:
         generation = self.generation
         return self.is_for(table) and bool(generation and generation.entries)
 
+    def cannot_be_proven(self, chain: int, identity: tuple[int, str] | None) -> bool:
+        """Tell whether a proof failed, and trying it again is of no use yet."""
+        given_up = self.failed == (chain, identity)
+        return given_up and time.monotonic() < self.prove_again_at
+
     def succeeded(self) -> None:
         """Forget failures: background work on it went well, or it was made anew."""
-        self.last_error = self.failed = None
+        self.last_error = self.failed = self.fault = None
+        self.unusable = ()
         self.failures, self.retry_at = 0, 0.0
         self.postponed_since = None
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import duckdb
 
-from duckvec.errors import ColumnError, UnknownCollectionError
+from duckvec.errors import ColumnError, UnknownCollectionError, shorten
 from duckvec.parsed import execute_parsed
 from duckvec.sql_text import parse_collection, quote_identifier, quote_path
 
@@ -224,7 +224,7 @@ def unknown_table(
     near = difflib.get_close_matches(parts[-1].lower(), lowered, n=1)
     if near:
         hint = f"did you mean {quote_identifier(lowered[near[0]])}?"
-    name = ".".join(parts)
+    name = shorten(".".join(parts))
     return UnknownCollectionError(f'no table "{name}"; {hint}')
 
 
@@ -270,8 +270,8 @@ def find_column(table: Table, column_name: str | None) -> VectorColumn:
                 + (f", such as {listed}" if listed else "")
             )
     raise ColumnError(
-        f'table {table.label} has no column "{column_name}"; its vector columns: '
-        f"{listed or 'none'}"
+        f'table {table.label} has no column "{shorten(column_name)}"; its vector '
+        f"columns: {listed or 'none'}"
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,10 +24,10 @@ from duckvec.errors import (
     BusyError,
     ClosedError,
     NotIndexableError,
-    VectorIndexError,
+    UnreadableArtifactError,
 )
 from duckvec.instance import Instance
-from duckvec.keeper import Task
+from duckvec.keeper import FAILURES, Task
 from duckvec.proving import prove_index, refresh_index
 from duckvec.rewriting import OutdatedError, rewrite_index
 from duckvec.sql_text import quote_identifier, quote_path
@@ -42,6 +43,8 @@ RETRY_SECONDS = 1.0
 MOST_RETRY_SECONDS = 300.0
 # How often rows may move, or others change the index, before work on it is put off.
 MOST_MISSES = 5
+# Failures of a proof that may have gone a little later.
+PASSING = (UnreadableArtifactError, OSError, MemoryError, duckdb.IOException)
 
 
 @dataclass(frozen=True)
@@ -102,20 +105,27 @@ def prove_where_needed(
         table = locate(instance, state, index)
         generation = index.generation
         identity = table.identity if table else None
+        failed_before = index.failed is not None
         proven = generation is not None and generation.chain == chain
         if table and index.is_for(table) and proven:
             return table
-        if index.failed == (chain, identity):
+        if index.cannot_be_proven(chain, identity):
             return None
         index.failed = (chain, identity)  # unless this succeeds
+        index.prove_again_at = math.inf
         if table is None or not has_column(table, index.row.column_name):
             index.last_error = index.last_error or why_stale(index, table)
             return None
         try:
             prove_index(task, instance, state, index, table, chain)
             index.failed = None
+            if failed_before:  # which was recorded; a build is tried again anyway
+                index.last_error, index.failures = None, 0
         except (BusyError, ClosedError):
             index.failed = None  # it was stopped; the next search asks again
+            raise
+        except PASSING:
+            index.prove_again_at = time.monotonic() + retry_pause(index)
             raise
         return table
 
@@ -164,6 +174,8 @@ def compact_index(
     """
     misses = 0
     while True:
+        if index.fault is not None:
+            raise NotIndexableError(index.fault)
         if index.row.dropped:
             raise NotIndexableError(
                 f'the index on "{index.row.table_name}" was dropped meanwhile; create '
@@ -212,7 +224,7 @@ def _improve(
     threads: int,
 ) -> bool:
     """Do the one thing that is most due; return whether there was one."""
-    if index.row.dropped:
+    if index.idle:
         return False
     table = locate(instance, state, index)
     if not thorough and (table is None or not _is_due(instance, state, index, table)):
@@ -343,27 +355,41 @@ def _shape(table: Table, index: IndexState) -> tuple[int, int]:
     return dimension, policy.segment_capacity(index.row.index_file_size, dimension)
 
 
+def retry_pause(index: IndexState) -> float:
+    """Return the seconds from a failure of work on an index to the next try."""
+    return min(RETRY_SECONDS * 2.0 ** min(index.failures, 20), MOST_RETRY_SECONDS)
+
+
 @contextlib.contextmanager
-def recording(index: IndexState) -> Iterator[None]:
-    """Keep a failure of background work with the index, and put off the next try."""
+def recording(*indexes: IndexState) -> Iterator[None]:
+    """Keep a failure of background work with its indexes, and put off the next try.
+
+    Work that goes well later ends by `recovered`.
+    """
     try:
         yield
-    except (BusyError, ClosedError, BuildCancelledError):
+    except (ClosedError, BuildCancelledError):
+        raise
+    except BusyError:
+        for index in indexes:
+            index.retry_at = time.monotonic() + RETRY_SECONDS
         raise
     except OutdatedError as error:
         logger.info("%s", error)
-        index.retry_at = time.monotonic() + RETRY_SECONDS
-    except (
-        VectorIndexError,
-        duckdb.Error,
-        OSError,
-        RuntimeError,
-        MemoryError,
-    ) as error:
-        index.last_error = str(error)
-        pause = RETRY_SECONDS * 2 ** min(index.failures, 20)
-        if isinstance(error, ArtifactError):
-            pause = MOST_RETRY_SECONDS  # only building the index again helps
-        index.failures += 1
-        index.retry_at = time.monotonic() + min(pause, MOST_RETRY_SECONDS)
-        logger.warning('index on "%s": %s', index.row.table_name, error)
+        for index in indexes:
+            index.retry_at = time.monotonic() + RETRY_SECONDS
+    except FAILURES as error:
+        lasting = isinstance(error, ArtifactError) and not isinstance(error, PASSING)
+        for index in indexes:
+            index.last_error = str(error)
+            # Against what lasts only building the index again helps.
+            pause = MOST_RETRY_SECONDS if lasting else retry_pause(index)
+            index.failures += 1
+            index.retry_at = time.monotonic() + pause
+            logger.warning('index on "%s": %s', index.row.table_name, error)
+
+
+def recovered(index: IndexState) -> None:
+    """Forget a failure of work on an index that went well, or is not due, by now."""
+    if index.failures and index.failed is None and not index.retry_at:
+        index.succeeded()

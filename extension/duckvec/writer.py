@@ -16,18 +16,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from duckvec import paths
+from duckvec.artifacts import FORMAT_VERSION
 from duckvec.calibration import calibrate
 from duckvec.errors import ArtifactError, ColumnError
 from duckvec.index_types.base import IndexType, SegmentIndex
 from duckvec.instance import Instance
 from duckvec.keeper import Task
 from duckvec.ladders import Measured
+from duckvec.leftovers import leftovers
 from duckvec.metrics import Metric, normalize_rows_inplace
 from duckvec.policy import segment_capacity
 from duckvec.priority import call_gently
 from duckvec.reader import count_rows, read_vectors
 from duckvec.segments import (
-    FORMAT_VERSION,
     Segment,
     SegmentRow,
     hash_vectors,
@@ -178,9 +179,10 @@ class SegmentWriter:
                 build_seconds=row.build_seconds,
             )
 
+        kept = rowids.copy()  # what may fail comes before the files are there
         segment = write_segment(row, self._folder, built, rowids, hashes, measure)
+        self.live.append(LiveSegment(segment, kept, None))
         self._taken.add(number)
-        self.live.append(LiveSegment(segment, rowids.copy(), None))
         self._done_rows += rows
         self.report(0)
 
@@ -266,9 +268,11 @@ def most_thorough(segments: tuple[Segment, ...]) -> dict[str, int]:
 def remove_files(segments: tuple[Segment, ...]) -> None:
     """Delete the files of segments that no catalog row names any more.
 
-    Searches that still run keep what they have opened.
+    What cannot be deleted now is tried again later. Searches that still run keep what
+    they have opened.
     """
     for segment in segments:
         with contextlib.suppress(ArtifactError):  # a name that is not ours stays
             for path in segment.files():
-                paths.remove(path)
+                leftovers.discard(path)
+    leftovers.retry()

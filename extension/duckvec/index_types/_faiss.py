@@ -95,8 +95,16 @@ def positions_within(
 
 
 def write_index(faiss: Any, index: Any, path: Path) -> None:
-    """Write the index to one file."""
-    faiss.write_index(index, str(path))
+    """Write the index to one file, whole.
+
+    faiss's own writer does not tell of what is lost when it closes the file, which is
+    where a disk often turns out to be full.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    with path.open("wb") as file:
+        faiss.write_index(index, faiss.PyCallbackIOWriter(file.write))
 
 
 def map_index(faiss: Any, path: Path, rows: int, dimension: int, flags: int = 0) -> Any:

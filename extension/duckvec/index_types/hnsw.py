@@ -167,7 +167,11 @@ class HnswSegment(SegmentIndex):
 
     def save(self, path: Path) -> None:
         """Write hnswlib's file; behind it, where rows repeat, the number of each."""
+        path.touch()  # hnswlib does not tell where it cannot create the file,
         self._index.save_index(str(path))
+        written, wanted = path.stat().st_size, int(self._index.index_file_size())
+        if written != wanted:  # nor where the disk is full
+            raise OSError(f"only {written} of {wanted} bytes fit")
         append_numbers(path, self._numbers)
 
     def memory_bytes(self) -> int:

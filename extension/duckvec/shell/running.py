@@ -1,0 +1,196 @@
+"""Running statements so that they can be stopped, and show how far a build is."""
+
+from __future__ import annotations
+
+import re
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import duckdb
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+import duckvec
+from duckvec.shell.output import Result
+
+POLL_SECONDS = 0.05
+SLOW_SECONDS = 0.5  # sooner, no bar is worth its place
+_KIND = re.compile(r"[A-Z][\w ]* Error: ")
+_PROGRESS = """
+SELECT collection, index_type, progress FROM vector_indexes() WHERE state = 'building'
+"""
+
+
+class Session:
+    """A connection with duckvec loaded, and another one to look at its builds.
+
+    One thread calls `run`; the statement runs in a thread of its own meanwhile.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        *,
+        read_only: bool = False,
+        errors: Console | None = None,
+    ) -> None:
+        """Open a database.
+
+        Args:
+            path: a file, made where there is none, or ":memory:".
+            read_only: whether nothing may be written.
+            errors: where bars are drawn, where that is a terminal.
+
+        Raises:
+            duckdb.Error: it cannot be opened.
+        """
+        self.connection = duckdb.connect(path, read_only=read_only)
+        self.handle = duckvec.load(self.connection)
+        self._watch = self.connection.cursor()
+        duckvec.load(self._watch)
+        self._errors = errors
+
+    def close(self) -> None:
+        """Close the database."""
+        self._watch.close()
+        self.connection.close()
+
+    def run(self, text: str, most: int | None = None) -> Iterator[Result | None]:
+        """Run statements one after another; yield the rows of each, or None.
+
+        Args:
+            text: one statement or more.
+            most: rows to fetch of each; None fetches all.
+
+        Raises:
+            duckdb.Error: a statement is wrong, or failed; those before it are done.
+            KeyboardInterrupt: it was interrupted, and has stopped.
+        """
+        for statement in self.connection.extract_statements(text):
+            yield self._run_one(statement, most)
+
+    def names(self) -> list[str]:
+        """Return the names of tables, columns and functions, for completion."""
+        rows = self._watch.execute(
+            "SELECT table_name FROM duckdb_tables() WHERE NOT internal "
+            "UNION SELECT view_name FROM duckdb_views() WHERE NOT internal "
+            "UNION SELECT column_name FROM duckdb_columns() WHERE NOT internal "
+            "UNION SELECT function_name FROM duckdb_functions() "
+            "WHERE function_name NOT LIKE '\\_\\_%' ESCAPE '\\' "
+            "AND regexp_full_match(function_name, '\\w+')"
+        ).fetchall()
+        return sorted(name for (name,) in rows)
+
+    def _run_one(self, statement: Any, most: int | None) -> Result | None:
+        answer: list[Result | None] = []
+        failure: list[BaseException] = []
+
+        def work() -> None:
+            try:
+                answer.append(self._fetch(statement, most))
+            except BaseException as error:
+                failure.append(error)
+
+        thread = threading.Thread(target=work, name="duckvec-shell", daemon=True)
+        thread.start()
+        try:
+            self._wait(thread)
+        except KeyboardInterrupt:
+            self.connection.interrupt()
+            thread.join()
+            raise
+        if failure:
+            raise failure[0]
+        return answer[0]
+
+    def _fetch(self, statement: Any, most: int | None) -> Result | None:
+        self.connection.execute(statement)
+        if statement.type in _WITHOUT_ROWS or self.connection.description is None:
+            return None
+        names = [column[0] for column in self.connection.description]
+        if most is None:
+            return Result(names, self.connection.fetchall())
+        rows = self.connection.fetchmany(most + 1)
+        return Result(names, rows[:most], more=len(rows) > most)
+
+    def _wait(self, thread: threading.Thread) -> None:
+        """Wait for a statement; draw a bar where it builds an index for long."""
+        thread.join(SLOW_SECONDS)
+        if not thread.is_alive():
+            return
+        if self._errors is None or not self._errors.is_terminal:
+            while thread.is_alive():
+                thread.join(POLL_SECONDS)
+            return
+        with Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f} %"),
+            TimeElapsedColumn(),
+            console=self._errors,
+            transient=True,
+        ) as progress:
+            bar = progress.add_task("", total=1.0, visible=False)
+            while thread.is_alive():
+                building = self._building()
+                if building is not None:
+                    collection, index_type, done = building
+                    progress.update(
+                        bar,
+                        description=f"building {index_type} on {collection}",
+                        completed=done,
+                        visible=True,
+                    )
+                thread.join(POLL_SECONDS)
+
+    def _building(self) -> tuple[str, str, float] | None:
+        try:
+            rows = self._watch.execute(_PROGRESS).fetchall()
+        except duckdb.Error:
+            return None
+        return rows[0] if rows else None
+
+
+_WITHOUT_ROWS = {
+    kind
+    for name in ("CREATE", "DROP", "ALTER", "TRANSACTION", "ATTACH", "DETACH", "SET")
+    if (kind := getattr(duckdb.StatementType, name, None)) is not None
+}
+
+
+def sentence(error: BaseException) -> str:
+    """Return an error for people: without DuckDB's name for its kind."""
+    return _KIND.sub("", str(error).strip(), count=1)
+
+
+def is_complete(text: str) -> bool:
+    """Tell whether what was typed is a whole statement, or none that more can mend."""
+    stripped = text.strip()
+    if not stripped or stripped.startswith("."):
+        return True
+    if not stripped.endswith(";"):
+        return False
+    try:
+        duckdb.extract_statements(stripped)
+    except duckdb.Error as error:
+        return "unterminated" not in str(error)
+    return True
+
+
+class Stopwatch:
+    """Seconds since it was made."""
+
+    def __init__(self) -> None:
+        self._started = time.perf_counter()
+
+    def __str__(self) -> str:
+        seconds = time.perf_counter() - self._started
+        return f"{1000 * seconds:.1f} ms" if seconds < 1 else f"{seconds:.2f} s"
+
+
+def stdin_text() -> str | None:
+    """Return what is piped in, None at a terminal."""
+    return None if sys.stdin.isatty() else sys.stdin.read()
