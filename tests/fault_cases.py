@@ -205,7 +205,7 @@ def run_case(
             assert route(con) == before == "index"
     check_recovery(case, con, place)
     shutil.rmtree(place)
-    return disk.failed
+    return len(disk.failed)
 
 
 def attempt(case: Case, con: duckdb.DuckDBPyConnection) -> str | None:

@@ -44,14 +44,14 @@ class Disk:
         fails: says whether a call fails, given its number from 0 and its name.
         error: the number of the error that failing calls meet.
         calls: the names of the calls so far.
-        failed: how many failed.
+        failed: the names of those that failed.
     """
 
     folder: str | None = None
     fails: Callable[[int, str], bool] = lambda number, name: False
     error: int = errno.ENOSPC
     calls: list[str] = field(default_factory=list)
-    failed: int = 0
+    failed: list[str] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def meet(self, name: str, path: object) -> None:
@@ -65,7 +65,8 @@ class Disk:
             number = len(self.calls)
             self.calls.append(name)
             fails = self.fails(number, name)
-            self.failed += fails
+            if fails:
+                self.failed.append(name)
         if fails:
             raise OSError(self.error, os.strerror(self.error), text)
 
@@ -100,7 +101,7 @@ def watched(
         patch.setattr(os, "fsync", watched_fsync)
         for kind in (HnswSegment, AnnoySegment):
             patch.setattr(kind, "save", _half_written(kind.save))
-        _disk.calls, _disk.failed = [], 0
+        _disk.calls, _disk.failed = [], []
         _disk.fails, _disk.error, _disk.folder = fails, error, str(folder)
         try:
             yield _disk

@@ -30,7 +30,7 @@ from tests.differential import (
     shrink,
 )
 from tests.fault_cases import soak_faults
-from tests.growth import Usage, growth_of, measure
+from tests.growth import Usage, growth_of, measure, use_one_arena
 from tests.hostility import HostileError, run_hostile
 from tests.killing import soak_kills
 from tests.lifecycle import LeftOver, run_lives
@@ -76,6 +76,7 @@ def soak_threads(seed: int, seconds: float, folder: Path) -> bool:
     counts: Counter[str] = Counter()
     failures: list[str] = []
     usages: list[Usage] = []
+    use_one_arena()
     while (left := until - time.monotonic()) > 1 and not failures:
         place = folder / f"race-{seed}"
         place.mkdir()

@@ -27,8 +27,6 @@ from tests.data import (
     search,
 )
 
-pytestmark = pytest.mark.core
-
 
 def folder(path: Path) -> Path:
     return path.with_name(path.name + ".duckvec")
@@ -201,6 +199,40 @@ def test_a_build_that_fails_while_its_file_is_finished_leaves_no_files(
     assert list(folder(path).iterdir()) == []
     assert con.execute("FROM vector_indexes()").fetchall() == []
     con.close()
+
+
+def test_a_file_that_goes_while_indexes_are_listed_is_no_error(
+    con: duckdb.DuckDBPyConnection,
+    path: Path,
+    vectors: Vectors,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    create_table(con, vectors)
+    create(con, "FLAT")
+    check = segments.Segment.check
+    seen: list[segments.Segment] = []
+
+    def check_while_it_is_replaced(self: segments.Segment) -> str | None:
+        if not seen:
+            seen.append(self)
+            other = con.cursor()
+            duckvec.load(other)
+            create(other, "IVF_FLAT")
+            other.close()
+        return check(self)
+
+    for listing in ("vector_indexes", "vector_index_segments"):
+        with monkeypatch.context() as patch:
+            seen.clear()
+            patch.setattr(segments.Segment, "check", check_while_it_is_replaced)
+            found = con.execute(f"SELECT state FROM {listing}()").fetchall()
+        assert (len(seen), found) == (1, [("ready",)])
+    # As if it went between a look for it and another one at its size.
+    monkeypatch.setattr(Path, "is_file", lambda self: True)
+    for file in folder(path).glob("*.index"):
+        file.unlink()
+    (state,) = con.execute("SELECT state FROM vector_indexes()").fetchall()
+    assert state == ("broken",)
 
 
 def test_artifacts_altered_at_random(tmp_path: Path) -> None:

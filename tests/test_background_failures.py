@@ -244,6 +244,11 @@ def test_what_a_search_waits_for_may_fail(
     con.execute("UPDATE items SET price = 1 WHERE id = 1")
     fault = Fault(getattr(module, name), error)
     monkeypatch.setattr(module, name, fault)
-    check_queries(con, 1000)
+    try:
+        check_queries(con, 1000)
+    except duckdb.InvalidInputException as refusal:
+        # On a busy machine the guard that cannot be renewed may be let go of first.
+        assert "run it again" in str(refusal)
+        check_queries(con, 1000)
     assert fault.times
     con.close()

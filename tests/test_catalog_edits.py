@@ -12,8 +12,6 @@ import pytest
 import duckvec
 from tests.data import assert_same, clustered, create, create_table, exact, search
 
-pytestmark = pytest.mark.core
-
 VECTORS = clustered(300, 8)
 PARAMS = {"nlist": 4}
 HUGE = 2**63 - 1

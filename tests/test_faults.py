@@ -193,11 +193,12 @@ def test_each_read_fails(
     with watched(folder) as disk:
         open_and_search().close()
     assert disk.calls.count("open") >= 2
-    for number, call in enumerate(disk.calls):
-        with watched(folder, from_nth(number), errno.EIO):
+    for number in range(len(disk.calls)):
+        with watched(folder, from_nth(number), errno.EIO) as disk:
             con = open_and_search()
             row = info(con)
-            if call == "open":
+            # Two threads may each need the map file, and which of them reads it varies.
+            if "open" in disk.failed:
                 assert row["state"] == "broken"
                 assert "cannot be read now (Input/output error)" in row["last_error"]
                 assert route(con, query) == "exact"

@@ -18,6 +18,7 @@ import pytest
 
 import duckvec
 from tests.data import Vectors, assert_same, create, create_table, exact, search
+from tests.upkeep import eventually
 
 pytestmark = pytest.mark.core
 
@@ -278,7 +279,7 @@ def test_a_file_of_another_process_gives_duckdbs_own_error_at_once(
                     duckvec.connect(str(path), read_only=other == "read-only")
             assert time.monotonic() - started < 5
         assert caplog.records == []
-        assert threading.active_count() <= threads
+        eventually(lambda: threading.active_count() <= threads)
         assert sorted(folder.iterdir()) == files
         said = process.communicate("\n", timeout=SECONDS)
         assert (process.returncode, *said) == (0, "", "")
@@ -296,7 +297,7 @@ path, number = sys.argv[1], int(sys.argv[2])
 rng = random.Random(number)
 counts = {"written": 0, "refused": 0}
 until = time.monotonic() + 60
-while counts["written"] < 8 and time.monotonic() < until:
+while counts["written"] < 5 and time.monotonic() < until:
     try:
         con = duckvec.connect(path)
     except duckdb.IOException as error:
@@ -342,11 +343,11 @@ def test_processes_that_fight_for_one_file_lose_nothing(
         out, errors = process.communicate(timeout=2 * SECONDS)
         assert (process.returncode, errors) == (0, "")
         counts.append(json.loads(out))
-    assert [count["written"] for count in counts] == [8, 8]
+    assert [count["written"] for count in counts] == [5, 5]
     assert sum(count["refused"] for count in counts) > 0
     with duckvec.connect(str(path)) as con:
         found = con.execute("SELECT count(*) FROM items WHERE id < 0").fetchall()
-        assert found == [(16,)]
+        assert found == [(10,)]
         named = con.execute(
             "SELECT file FROM duckvec.segments "
             "UNION ALL SELECT map_file FROM duckvec.segments"

@@ -87,16 +87,24 @@ def test_a_database_of_an_earlier_version_is_opened_and_searched(
 # A catalog as the first version wrote it
 
 
-@pytest.fixture
-def old(path: Path, vectors: Vectors) -> Path:
-    """A closed database whose catalog has version 1."""
-    con = duckvec.connect(str(path))
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory, vectors: Vectors) -> Path:
+    """A folder with a database whose catalog has version 1."""
+    folder = tmp_path_factory.mktemp("kept")
+    con = duckvec.connect(str(folder / "test.db"))
     create_table(con, vectors)
     create(con, "IVF_FLAT")
     con.close()
-    with duckdb.connect(str(path)) as plain:
+    with duckdb.connect(str(folder / "test.db")) as plain:
         plain.execute("ALTER TABLE duckvec.segments DROP COLUMN ladder")
         plain.execute("UPDATE duckvec.epoch SET catalog_version = 1")
+    return folder
+
+
+@pytest.fixture
+def old(path: Path, kept: Path) -> Path:
+    """A closed copy of it."""
+    shutil.copytree(kept, path.parent, dirs_exist_ok=True)
     return path
 
 

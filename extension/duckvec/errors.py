@@ -7,9 +7,11 @@ only the text survives.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Sequence
 
 LONGEST_SENTENCE = 600
+_KIND = re.compile(r"[A-Z][\w ]* Error: ")
 
 
 class VectorIndexError(ValueError):
@@ -147,6 +149,11 @@ def did_you_mean(name: str, known: Sequence[str]) -> str:
 def reason(error: OSError) -> str:
     """Return what the system says about a failure, without number and path."""
     return shorten(error.strerror or str(error), 200)
+
+
+def without_kind(error: BaseException) -> str:
+    """Return the text of an error without DuckDB's name for its kind."""
+    return _KIND.sub("", str(error).strip(), count=1)
 
 
 def shorten(text: str, length: int = 80) -> str:

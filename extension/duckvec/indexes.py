@@ -17,6 +17,7 @@ from duckvec.errors import ClosedError, ForkedError, QueryError
 from duckvec.forks import require_unforked
 from duckvec.install import install, uninstall
 from duckvec.instance import Instance
+from duckvec.keeper import FAILURES
 from duckvec.sql_text import quote_identifier
 from duckvec.states import Session
 from duckvec.tables import Caller, read_only, require_table, vector_columns
@@ -190,11 +191,17 @@ class VectorIndexes:
         until = None if timeout is None else time.monotonic() + timeout
         self._open()
         with background.guarded(self._instance, self._session):
-            tasks = [*self._instance.keeper.pending()]
-            tasks.append(background.tend_all(self._instance))
-            for task in tasks:
+            others = self._instance.keeper.pending()
+            own = background.tend_all(self._instance)
+            for task in (*others, own):
                 left = None if until is None else max(0.0, until - time.monotonic())
-                task.wait(left)
+                try:
+                    task.wait(left)
+                except TimeoutError:
+                    raise
+                except FAILURES:
+                    if task is own:
+                        raise  # what others asked for is told to them
 
     def close(self) -> None:
         """Take the functions away from the connection, which stays open."""

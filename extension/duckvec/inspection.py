@@ -12,6 +12,7 @@ from duckvec.index_types import INDEX_TYPES
 from duckvec.instance import Instance
 from duckvec.metrics import METRICS
 from duckvec.reader import usable_condition
+from duckvec.segments import Segment
 from duckvec.sql_text import quote_identifier, quote_path
 from duckvec.states import DatabaseState, IndexState, Session
 from duckvec.tables import (
@@ -62,7 +63,7 @@ def list_segments(instance: Instance, session: Session) -> list[dict[str, Any]]:
             "library": segment.row.library,
             "library_version": segment.row.library_version,
             "build_seconds": segment.row.build_seconds,
-            "state": "broken" if segment.check() else "ready",
+            "state": _state(index, segment),
         }
         for state in states
         for index in _sorted(state)
@@ -175,9 +176,8 @@ def _status(
         return "building", index.last_error, work.progress
     if index.fault is not None:
         return "broken", index.fault, 1.0
-    for segment in index.segments:
-        if error := segment.check():
-            return "broken", error, 1.0
+    if error := _find_harm(index):
+        return "broken", error, 1.0
     generation = index.generation if index.is_for(table) else None
     if index.segments and not (
         generation and row_ids_hold(instance, state, generation)
@@ -185,12 +185,26 @@ def _status(
         task = background.prepare(instance, state)
         if _is_small(index, index.row.row_count):
             task.wait_briefly()
-        for segment in index.segments:
-            if error := segment.check():
-                return "broken", error, 1.0
+        if error := _find_harm(index):
+            return "broken", error, 1.0
         if not index.is_for(table):
             return "stale", index.last_error, 1.0
     return "ready", index.last_error, 1.0
+
+
+def _find_harm(index: IndexState) -> str | None:
+    """Return what is wrong with the files of an index as it is now, or None."""
+    while True:
+        segments = index.segments
+        found = next((error for one in segments if (error := one.check())), None)
+        if found is None or index.segments is segments:
+            return found  # else they were replaced, and then deleted
+
+
+def _state(index: IndexState, segment: Segment) -> str:
+    """Return "broken" for a segment whose files are harmed, not for a replaced one."""
+    broken = segment.check() and segment in index.segments
+    return "broken" if broken else "ready"
 
 
 def _counts(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import threading
 import warnings
 from collections.abc import Callable, Sequence
@@ -13,7 +12,7 @@ from typing import Any, TypeVar
 import duckdb
 
 import duckvec
-from duckvec.errors import VectorIndexError
+from duckvec.errors import VectorIndexError, without_kind
 from duckvec.milvus import checks
 from duckvec.milvus.futures import Future
 from duckvec.milvus.results import TopKQueryResult
@@ -33,7 +32,6 @@ from duckvec.milvus.types import (
 
 SERVER_VERSION = "1.1.1"
 IN_MEMORY = ":memory:"
-_KIND = re.compile(r"[A-Z][\w ]* Error: ")
 _URLS = ("tcp://", "http://", "https://", "grpc://")
 
 Answer = TypeVar("Answer")
@@ -96,7 +94,7 @@ class Milvus:
             )
             handle = duckvec.load(con)
         except (duckdb.Error, VectorIndexError, OSError) as error:
-            raise ConnectError(_sentence(error)) from error
+            raise ConnectError(without_kind(error)) from error
         self._con = con
         self._collections = Collections(con, handle)
 
@@ -555,14 +553,18 @@ class Milvus:
     ) -> tuple[Status, Any]:
         """Return status and what the work returns, `otherwise` where it is refused."""
         with self._lock:
-            if self._con is None:
-                raise NotConnectError("this client is closed; make a new one")
+            self._require_open()
             try:
                 return Status(), work()
             except Refused as refused:
                 return refused.status, otherwise
             except (duckdb.Error, VectorIndexError) as error:
-                return Status(Status.UNEXPECTED_ERROR, _sentence(error)), otherwise
+                line = without_kind(error).partition("\n")[0]
+                return Status(Status.UNEXPECTED_ERROR, line), otherwise
+
+    def _require_open(self) -> None:
+        if self._con is None:
+            raise NotConnectError("this client is closed; make a new one")
 
     def _do(self, work: Callable[[], object]) -> Status:
         status, _ = self._answer(work)
@@ -573,8 +575,7 @@ class Milvus:
         if not options.get("_async"):
             return call()
         with self._lock:
-            if self._con is None:
-                raise NotConnectError("this client is closed; make a new one")
+            self._require_open()
             if self._worker is None:
                 self._worker = ThreadPoolExecutor(1, "duckvec-milvus")
             return Future(self._worker.submit(call), options.get("_callback"))
@@ -585,8 +586,3 @@ def _no_config() -> None:
         Status.ILLEGAL_ARGUMENT,
         "There is no server to configure; DuckDB's settings are SET by SQL.",
     )
-
-
-def _sentence(error: BaseException) -> str:
-    """Return an error's first line without DuckDB's name for its kind."""
-    return _KIND.sub("", str(error).strip().partition("\n")[0])

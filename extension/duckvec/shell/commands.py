@@ -11,11 +11,11 @@ import duckdb
 from rich.console import Console
 
 import duckvec as package
-from duckvec.errors import VectorIndexError
+from duckvec.errors import VectorIndexError, without_kind
 from duckvec.shell import checking
 from duckvec.shell.demo import run_demo
 from duckvec.shell.output import FORMATS, Result, print_box
-from duckvec.shell.running import Session, sentence, stdin_text
+from duckvec.shell.running import Session, stdin_text
 
 FAILED, INTERRUPTED = 1, 130
 SQL = "sql"  # the command that runs where none is named
@@ -134,7 +134,7 @@ def _open(database: str, errors: Console, **options: Any) -> Session:
     try:
         return Session(database, errors=errors, **options)
     except (duckdb.Error, VectorIndexError) as error:
-        errors.print(sentence(error), style="red", markup=False, highlight=False)
+        errors.print(without_kind(error), style="red", markup=False, highlight=False)
         sys.exit(FAILED)
 
 
@@ -145,7 +145,7 @@ def _run(session: Session, texts: list[str], form: str | None, errors: Console) 
                 if result is not None:
                     _print(result, form)
     except duckdb.Error as error:
-        errors.print(sentence(error), style="red", markup=False, highlight=False)
+        errors.print(without_kind(error), style="red", markup=False, highlight=False)
         sys.exit(FAILED)
     except KeyboardInterrupt:
         errors.print("interrupted", style="red")

@@ -16,8 +16,9 @@ from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from rich.console import Console
 
 import duckvec
+from duckvec.errors import without_kind
 from duckvec.shell.output import print_box
-from duckvec.shell.running import Session, Stopwatch, is_complete, sentence
+from duckvec.shell.running import Session, Stopwatch, is_complete
 
 MOST_ROWS = 200
 HISTORY = Path("~/.duckvec_history")
@@ -117,7 +118,7 @@ def run_text(session: Session, text: str, console: Console, errors: Console) -> 
     except KeyboardInterrupt:
         errors.print("interrupted", style="red")
     except duckdb.Error as error:
-        errors.print(sentence(error), style="red", markup=False, highlight=False)
+        errors.print(without_kind(error), style="red", markup=False, highlight=False)
 
 
 def _history() -> FileHistory:

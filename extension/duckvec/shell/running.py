@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 import threading
 import time
@@ -18,7 +17,6 @@ from duckvec.shell.output import Result
 
 POLL_SECONDS = 0.05
 SLOW_SECONDS = 0.5  # sooner, no bar is worth its place
-_KIND = re.compile(r"[A-Z][\w ]* Error: ")
 _PROGRESS = """
 SELECT collection, index_type, progress FROM vector_indexes() WHERE state = 'building'
 """
@@ -149,6 +147,8 @@ class Session:
     def _building(self) -> tuple[str, str, float] | None:
         try:
             rows = self._watch.execute(_PROGRESS).fetchall()
+        except (duckdb.InterruptException, RuntimeError):
+            raise KeyboardInterrupt from None  # Ctrl-C came while DuckDB was at it
         except duckdb.Error:
             return None
         return rows[0] if rows else None
@@ -159,11 +159,6 @@ _WITHOUT_ROWS = {
     for name in ("CREATE", "DROP", "ALTER", "TRANSACTION", "ATTACH", "DETACH", "SET")
     if (kind := getattr(duckdb.StatementType, name, None)) is not None
 }
-
-
-def sentence(error: BaseException) -> str:
-    """Return an error for people: without DuckDB's name for its kind."""
-    return _KIND.sub("", str(error).strip(), count=1)
 
 
 def is_complete(text: str) -> bool:
