@@ -6,6 +6,12 @@
 CREATE OR REPLACE TEMP MACRO __duckvec_row(result) AS
     CASE WHEN result.error IS NULL THEN result."row" ELSE error(result.error) END;
 
+-- Rows in so many chunks as nobody waits for, each of which a long call waits in for a
+-- moment. Unnested, because range() would report progress, which DuckDB would draw.
+CREATE OR REPLACE TEMP MACRO __duckvec_pulses() AS TABLE
+SELECT unnest(range(2048)) AS pulse
+FROM (SELECT unnest(range(2048)) FROM (SELECT unnest(range(2048))));
+
 -- create_vector_index
 
 CREATE OR REPLACE TEMP MACRO create_vector_index(
@@ -57,9 +63,9 @@ WITH call AS MATERIALIZED (
             current_setting('search_path'),
             __duckvec_caller({session}),
             current_query_id(),
-            pulse.range
+            pulse
         ) AS number
-        FROM range(1000000000000) AS pulse
+        FROM __duckvec_pulses()
     )
     WHERE number IS NOT NULL
     LIMIT 1
@@ -103,9 +109,9 @@ WITH call AS MATERIALIZED (
             current_setting('search_path'),
             __duckvec_caller({session}),
             current_query_id(),
-            pulse.range
+            pulse
         ) AS number
-        FROM range(1000000000000) AS pulse
+        FROM __duckvec_pulses()
     )
     WHERE number IS NOT NULL
     LIMIT 1
@@ -149,9 +155,9 @@ WITH call AS MATERIALIZED (
             current_setting('search_path'),
             __duckvec_caller({session}),
             current_query_id(),
-            pulse.range
+            pulse
         ) AS number
-        FROM range(1000000000000) AS pulse
+        FROM __duckvec_pulses()
     )
     WHERE number IS NOT NULL
     LIMIT 1

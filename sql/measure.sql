@@ -50,9 +50,9 @@ WITH call AS MATERIALIZED (
             current_setting('search_path'),
             __duckvec_caller({session}),
             current_query_id(),
-            pulse.range
+            pulse
         ) AS number
-        FROM range(1000000000000) AS pulse
+        FROM __duckvec_pulses()
     )
     WHERE number IS NOT NULL
     LIMIT 1

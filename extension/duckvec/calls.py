@@ -2,8 +2,8 @@
 
 DuckDB looks between two chunks of rows whether a statement was interrupted, and a
 function in it cannot. So the work runs in a thread of its own, and the statement reads
-chunks that mean nothing from a table function, each of which waits a moment for that
-thread, until it is done. Once a statement was interrupted no chunk comes any more: the
+chunks of rows that mean nothing, each of which waits a moment for that thread, until
+it is done. Once a statement was interrupted no chunk comes any more: the
 thread notices, and cancels the work.
 """
 
