@@ -16,7 +16,7 @@ import duckdb
 import pytest
 
 import duckvec
-from duckvec import leftovers, policy
+from duckvec import backoff, policy
 from tests.data import EXHAUSTIVE, assert_same, clustered, create, exact, search
 from tests.faults import ERRORS, Disk, from_nth, nth, unwatched, watched
 from tests.upkeep import create_empty, info, insert
@@ -96,7 +96,7 @@ class Prepared:
 def small_and_quick() -> Iterator[None]:
     """Seal small tails, and delete again at once what could not be deleted."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(leftovers, "RETRY_SECONDS", 0.0)
+        patch.setattr(backoff, "RETRY_SECONDS", 0.0)
         patch.setattr(policy, "MINIMUM_SEGMENT_ROWS", 80)
         yield
 

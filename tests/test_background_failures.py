@@ -14,9 +14,9 @@ import pytest
 
 import duckvec
 from duckvec import (
+    backoff,
     chains,
     guards,
-    keeper,
     moves,
     proving,
     reader,
@@ -122,7 +122,7 @@ def test_a_failure_shows_and_is_logged_and_retried(
 def test_each_try_comes_later_than_the_one_before(
     con: duckdb.DuckDBPyConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(upkeep, "RETRY_SECONDS", 0.2)
+    monkeypatch.setattr(backoff, "RETRY_SECONDS", 0.2)
     fault = Fault(segments.write_segment, FULL)
     monkeypatch.setattr(writer, "write_segment", fault)
     insert(con, ROWS, 0, 600)
@@ -152,7 +152,7 @@ def test_a_proof_that_fails_disturbs_no_query(
     create_table(con, ROWS)
     create(con, "IVF_FLAT")
     con.close()
-    monkeypatch.setattr(upkeep, "RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(backoff, "RETRY_SECONDS", 0.0)
     fault = Fault(reader.read_vectors, error)
     monkeypatch.setattr(proving, "read_vectors", fault)
     con = duckvec.connect(str(path), background=False)
@@ -170,7 +170,7 @@ def test_a_proof_that_fails_disturbs_no_query(
 def test_a_watch_that_fails_looks_ever_more_rarely(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(keeper, "RETRY_SECONDS", 0.05)
+    monkeypatch.setattr(backoff, "RETRY_SECONDS", 0.05)
     times: list[float] = []
 
     def look() -> float | None:

@@ -16,7 +16,7 @@ import duckdb
 import pytest
 
 import duckvec
-from duckvec import builder, paths, steps, upkeep
+from duckvec import backoff, builder, paths, steps
 from duckvec.index_types import get_index_type
 from duckvec.metrics import METRICS
 from tests.data import (
@@ -179,7 +179,7 @@ def test_a_folder_that_cannot_be_cleaned_up_when_it_is_opened(
 def test_each_read_fails(
     index_type: str, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(upkeep, "RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(backoff, "RETRY_SECONDS", 0.0)
     rows = made(path, index_type)
     query = rows.query(0)
     folder = path.with_name("test.db.duckvec")

@@ -20,6 +20,7 @@ LAYERS = [
     "parsed",
     "platforms",
     "paths",
+    "backoff",
     "leftovers",
     "artifacts",
     "index_types",

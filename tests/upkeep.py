@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import duckvec
-from duckvec import background, policy, search, selectivity, upkeep
+from duckvec import background, backoff, policy, search, selectivity
 from tests.data import Vectors, arrow_table
 
 SMALL_SEGMENT = 200
@@ -25,7 +25,7 @@ IMPATIENT: list[tuple[Any, str, Any]] = [
     (background, "FIRST_COUNT_SECONDS", 0.02),
     (background, "MOST_COUNT_SECONDS", 0.1),
     (policy, "MOST_POSTPONED_SECONDS", 0.0),
-    (upkeep, "RETRY_SECONDS", 0.05),
+    (backoff, "RETRY_SECONDS", 0.05),
 ]
 """Module constants with which small tails are sealed at once."""
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import duckdb
 
+from duckvec.backoff import retry_pause
 from duckvec.errors import BusyError, ClosedError, VectorIndexError
 
 logger = logging.getLogger("duckvec")
@@ -26,8 +27,6 @@ BEGIN_TIMEOUT_SECONDS = 10.0
 POLL_SECONDS = 0.05
 # A thread waits so long for more work: beginning another one takes longer than most.
 LINGER_SECONDS = 0.1
-# After a look that failed, the next one is so much later, twice as much after two, …
-RETRY_SECONDS, MOST_RETRY_SECONDS = 1.0, 300.0
 # How long a search waits for short work of its own making.
 BRIEF_SECONDS = 0.5
 
@@ -305,8 +304,7 @@ class Keeper:
             self._failed_looks = 0
         except Exception:
             logger.exception("looking after the database failed")
-            pause = RETRY_SECONDS * 2 ** min(self._failed_looks, 20)
-            seconds = min(pause, MOST_RETRY_SECONDS)
+            seconds = retry_pause(self._failed_looks)
             self._failed_looks += 1
         if seconds is not None:
             self._wake.wait(seconds)

@@ -13,12 +13,9 @@ import time
 from pathlib import Path
 
 from duckvec import paths
+from duckvec.backoff import retry_pause
 
 logger = logging.getLogger("duckvec")
-
-# After a failure the next try is so much later, twice as much after another one, …
-RETRY_SECONDS = 1.0
-MOST_RETRY_SECONDS = 300.0
 
 
 class Leftovers:
@@ -56,13 +53,12 @@ class Leftovers:
                 logger.debug("%s still stays: %s", path.name, error)
         with self._lock:
             self._failures = self._failures + 1 if self._left else 0
-            pause = RETRY_SECONDS * 2 ** min(self._failures, 20)
-            self._retry_at = time.monotonic() + min(pause, MOST_RETRY_SECONDS)
+            self._retry_at = time.monotonic() + retry_pause(self._failures)
 
     def _keep(self, path: Path) -> None:
         with self._lock:
             if not self._left:
-                self._retry_at = time.monotonic() + RETRY_SECONDS
+                self._retry_at = time.monotonic() + retry_pause(0)
             self._left.add(path)
 
 

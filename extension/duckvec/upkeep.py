@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import duckdb
 
 from duckvec import policy
+from duckvec.backoff import MOST_RETRY_SECONDS, retry_pause
 from duckvec.catalog import IndexRow
 from duckvec.chains import current_chain, standing_chain
 from duckvec.errors import (
@@ -38,9 +39,6 @@ from duckvec.tracking import Generation
 
 logger = logging.getLogger("duckvec")
 
-# After a failure the background waits this long, twice as long after the next one, …
-RETRY_SECONDS = 1.0
-MOST_RETRY_SECONDS = 300.0
 # How often rows may move, or others change the index, before work on it is put off.
 MOST_MISSES = 5
 # Failures of a proof that may have gone a little later.
@@ -125,7 +123,7 @@ def prove_where_needed(
             index.failed = None  # it was stopped; the next search asks again
             raise
         except PASSING:
-            index.prove_again_at = time.monotonic() + retry_pause(index)
+            index.prove_again_at = time.monotonic() + retry_pause(index.failures)
             raise
         return table
 
@@ -355,11 +353,6 @@ def _shape(table: Table, index: IndexState) -> tuple[int, int]:
     return dimension, policy.segment_capacity(index.row.index_file_size, dimension)
 
 
-def retry_pause(index: IndexState) -> float:
-    """Return the seconds from a failure of work on an index to the next try."""
-    return min(RETRY_SECONDS * 2.0 ** min(index.failures, 20), MOST_RETRY_SECONDS)
-
-
 @contextlib.contextmanager
 def recording(*indexes: IndexState) -> Iterator[None]:
     """Keep a failure of background work with its indexes, and put off the next try.
@@ -372,18 +365,18 @@ def recording(*indexes: IndexState) -> Iterator[None]:
         raise
     except BusyError:
         for index in indexes:
-            index.retry_at = time.monotonic() + RETRY_SECONDS
+            index.retry_at = time.monotonic() + retry_pause(0)
         raise
     except OutdatedError as error:
         logger.info("%s", error)
         for index in indexes:
-            index.retry_at = time.monotonic() + RETRY_SECONDS
+            index.retry_at = time.monotonic() + retry_pause(0)
     except FAILURES as error:
         lasting = isinstance(error, ArtifactError) and not isinstance(error, PASSING)
         for index in indexes:
             index.last_error = str(error)
             # Against what lasts only building the index again helps.
-            pause = MOST_RETRY_SECONDS if lasting else retry_pause(index)
+            pause = MOST_RETRY_SECONDS if lasting else retry_pause(index.failures)
             index.failures += 1
             index.retry_at = time.monotonic() + pause
             logger.warning('index on "%s": %s', index.row.table_name, error)
