@@ -10,6 +10,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+AS_SCRIPT = "__file__ = 'script.py'\n"
+"""Put before a program that Python gets by -c: to DuckDB it is a session at a prompt
+without it, for which it draws progress on stdout as soon as something takes long."""
+
 # A full set of build parameters for each type, fit for a few thousand rows.
 PARAMS: dict[str, dict[str, int]] = {
     "FLAT": {},

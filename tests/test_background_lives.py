@@ -12,7 +12,15 @@ import duckdb
 import pytest
 
 import duckvec
-from tests.data import assert_same, clustered, create, create_table, exact, search
+from tests.data import (
+    AS_SCRIPT,
+    assert_same,
+    clustered,
+    create,
+    create_table,
+    exact,
+    search,
+)
 from tests.upkeep import (
     create_empty,
     eventually,
@@ -79,7 +87,7 @@ def test_closing_during_a_background_build_is_not_held_up(path: Path) -> None:
     started = time.monotonic()
     con.close()
     assert time.monotonic() - started < 2
-    command = [sys.executable, "-c", OPENED_BY_ANOTHER, str(path)]
+    command = [sys.executable, "-c", AS_SCRIPT + OPENED_BY_ANOTHER, str(path)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout == "30000\n"
     wait_for_silence()
@@ -95,7 +103,7 @@ def test_closing_during_a_background_build_is_not_held_up(path: Path) -> None:
 @pytest.mark.parametrize("way", ["ends", "closes", "raises"])
 def test_the_process_ends_during_a_background_build(path: Path, way: str) -> None:
     started = time.monotonic()
-    command = [sys.executable, "-c", EXITS, str(path), way]
+    command = [sys.executable, "-c", AS_SCRIPT + EXITS, str(path), way]
     done = subprocess.run(
         command, capture_output=True, text=True, cwd=ROOT, timeout=120, check=False
     )

@@ -179,3 +179,33 @@ def test_a_catalog_that_cannot_be_used_at_all(
         create(con, "IVF_FLAT", params=PARAMS)
         assert states(con) == [("ready", None)]
     con.close()
+
+
+def test_a_catalog_that_loses_a_column_while_it_is_open_is_one_sentence(
+    prepared: Path, tmp_path: Path
+) -> None:
+    path = edited(prepared, tmp_path, "SELECT 1")
+    con = duckvec.connect(str(path), background=False)
+    con.execute("ALTER TABLE duckvec.epoch DROP COLUMN catalog_version")
+    try:
+        con.execute("FROM vector_indexes()").fetchall()
+    except duckdb.Error as error:
+        assert "Python exception" not in str(error)
+    query = VECTORS.query(0)
+    assert_same(search(con, query, params={"nprobe": 4}), exact(con, query))
+    con.close()
+
+
+@pytest.mark.parametrize("table", ["segments", "indexes"])
+def test_a_column_of_lists_in_the_catalog_harms_no_search(
+    prepared: Path, tmp_path: Path, table: str
+) -> None:
+    alter = (
+        f"ALTER TABLE duckvec.{table} ALTER index_id TYPE VARCHAR[] USING [index_id]"
+    )
+    path = edited(prepared, tmp_path, alter)
+    con = duckvec.connect(str(path), background=False)
+    query = VECTORS.query(0)
+    assert_same(search(con, query, params={"nprobe": 4}), exact(con, query))
+    assert len(states(con)) == 1
+    con.close()

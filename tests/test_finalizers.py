@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import gc
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -17,7 +18,7 @@ import pytest
 import duckvec
 from duckvec.instance import Instance
 from duckvec.keeper import Keeper
-from duckvec.locks import DeferringLock
+from duckvec.locks import holds
 from tests.data import Vectors, create, create_table, search
 from tests.lifecycle import open_files
 from tests.upkeep import eventually
@@ -132,29 +133,41 @@ def test_the_collector_runs_wherever_it_likes(
     eventually(lambda: open_files(str(path)) == [])
 
 
-def test_a_lock_that_is_taken_defers_what_comes() -> None:
-    done: list[str] = []
-    waiting: list[str] = []
+@pytest.mark.core
+def test_many_connections_are_collected_where_the_lock_is_held(
+    memory: duckdb.DuckDBPyConnection,
+) -> None:
+    instance = duckvec.load(memory)._instance
+    cursors = [memory.cursor() for _ in range(40)]
+    for cursor in cursors:
+        duckvec.load(cursor)
+    del cursor
+    assert len(instance.sessions) == 41
+    with instance.lock:
+        cursors.clear()
+        gc.collect()
+    eventually(lambda: len(instance.sessions) == 1)
 
-    def deferred() -> None:
-        while waiting and lock.enter_at_once():
-            done.append(waiting.pop())
-            lock.leave()
 
-    lock = DeferringLock(deferred)
-    with lock:
-        with lock:
-            waiting.append("one")
-            deferred()
-            assert done == [] and not lock.enter_at_once()
-        assert done == []
-    assert done == ["one"]
-    with contextlib.suppress(RuntimeError), lock:
-        waiting.append("two")
-        raise RuntimeError
-    assert done == ["one", "two"]
-    waiting.append("three")
-    deferred()
-    assert done == ["one", "two", "three"]
-    assert lock.enter_at_once()
-    lock.leave()
+@pytest.mark.core
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs a quick signal")
+def test_an_interrupted_thread_gives_the_lock_back(
+    memory: duckdb.DuckDBPyConnection,
+) -> None:
+    lock = duckvec.load(memory)._instance.lock
+
+    def raise_interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, raise_interrupt)
+    try:
+        for _ in range(500):
+            signal.setitimer(signal.ITIMER_REAL, 2e-4)
+            with contextlib.suppress(KeyboardInterrupt):
+                while True:
+                    with lock:
+                        pass
+            assert not holds(lock)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

@@ -18,6 +18,7 @@ import pytest
 import duckvec
 from duckvec import keeper
 from tests.data import (
+    AS_SCRIPT,
     EXHAUSTIVE,
     Vectors,
     assert_same,
@@ -154,7 +155,12 @@ con.close()
 
 def start_reader(path: Path, query: list[float]) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-c", READER.format(path=str(path)), json.dumps(query)],
+        [
+            sys.executable,
+            "-c",
+            AS_SCRIPT + READER.format(path=str(path)),
+            json.dumps(query),
+        ],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -228,7 +234,7 @@ print("right, with", duckdb.__version__)
 
 
 def take_turn(python: str, path: Path, query: list[float]) -> str:
-    command = [python, "-c", TURN, str(path), json.dumps(query), "write"]
+    command = [python, "-c", AS_SCRIPT + TURN, str(path), json.dumps(query), "write"]
     done = subprocess.run(
         command, capture_output=True, text=True, cwd=ROOT, timeout=60, check=False
     )
@@ -434,7 +440,7 @@ print(duckdb.sql("SELECT state FROM vector_indexes()").fetchall())
 
 def test_the_default_connection_is_loaded_for_good() -> None:
     done = subprocess.run(
-        [sys.executable, "-c", DEFAULT],
+        [sys.executable, "-c", AS_SCRIPT + DEFAULT],
         capture_output=True,
         text=True,
         cwd=ROOT,

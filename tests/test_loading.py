@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 import threading
@@ -11,7 +12,17 @@ import duckdb
 import pytest
 
 import duckvec
-from tests.data import Vectors, create, create_table, search
+from duckvec import instance, leftovers
+from duckvec.instance import MOST_UNLOADED
+from tests.data import (
+    AS_SCRIPT,
+    Vectors,
+    assert_same,
+    create,
+    create_table,
+    exact,
+    search,
+)
 
 pytestmark = pytest.mark.core
 
@@ -156,7 +167,10 @@ def test_leaving_the_interpreter_is_silent(path: Path, way: str, place: str) -> 
     code = SCRIPT.format(path=database, end=EXITS[way])
     for _ in range(2 if place == "file" else 1):
         result = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, timeout=60
+            [sys.executable, "-c", AS_SCRIPT + code],
+            capture_output=True,
+            text=True,
+            timeout=60,
         )
         assert result.returncode == 0, result.stderr
         assert result.stdout == "done\n"
@@ -188,4 +202,77 @@ def test_threads_with_their_own_cursors(path: Path, vectors: Vectors) -> None:
     for thread in threads:
         thread.join(60)
     assert failures == []
+    con.close()
+
+
+def _state(con: duckdb.DuckDBPyConnection) -> list[tuple[str, str | None]]:
+    return con.execute("SELECT state, last_error FROM vector_indexes()").fetchall()
+
+
+def test_an_index_in_memory_outlives_the_functions_of_its_connections(
+    vectors: Vectors,
+) -> None:
+    con = duckdb.connect()
+    handle = duckvec.load(con)
+    create_table(con, vectors)
+    create(con, "IVF_FLAT")
+    handle.close()
+    cursor = con.cursor()
+    duckvec.load(cursor)
+    assert _state(cursor) == [("ready", None)]
+    cursor.close()
+    del cursor, handle
+    gc.collect()
+    duckvec.load(con)
+    assert _state(con) == [("ready", None)]
+    query = vectors.query(0)
+    found = search(con, query, params={"nprobe": 32})
+    assert_same(found, exact(con, query))
+    con.close()
+
+
+def test_artifacts_of_few_databases_in_memory_are_kept(
+    vectors: Vectors, tmp_path: Path
+) -> None:
+    for _ in range(MOST_UNLOADED + 3):
+        con = duckvec.connect(directory=str(tmp_path))
+        create_table(con, vectors)
+        create(con, "FLAT")
+        con.close()
+        del con
+        gc.collect()
+    folders = list(tmp_path.iterdir())
+    assert 0 < len(folders) <= MOST_UNLOADED
+
+
+def test_two_first_looks_do_not_delete_what_was_made_between_them(
+    path: Path, vectors: Vectors, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with duckdb.connect(str(path)) as made:
+        create_table(made, vectors)
+        create_table(made, vectors, "others")
+        duckvec.load(made)
+        create(made, "FLAT", "others")
+    looking, go_on = threading.Event(), threading.Event()
+    removing = leftovers.remove_orphans
+
+    def slowly(folder: Path, named: set[str]) -> None:
+        if threading.current_thread().name == "slow":
+            looking.set()
+            go_on.wait(1)
+        removing(folder, named)
+
+    monkeypatch.setattr(instance, "remove_orphans", slowly)
+    con = duckdb.connect(str(path))
+    cursor = con.cursor()
+    thread = threading.Thread(target=duckvec.load, args=(cursor,), name="slow")
+    thread.start()
+    assert looking.wait(10)
+    duckvec.load(con)
+    create(con, "FLAT")
+    go_on.set()
+    thread.join()
+    assert _state(con) == [("ready", None)] * 2
+    assert len(search(con, vectors.query(0))) == 10
+    assert _state(con) == [("ready", None)] * 2
     con.close()

@@ -17,6 +17,7 @@ from duckvec import catalog, chains, guard_watch, guards, keeper
 from duckvec.errors import ClosedError
 from duckvec.keeper import Task
 from tests.data import (
+    AS_SCRIPT,
     EXHAUSTIVE,
     Vectors,
     assert_same,
@@ -184,7 +185,7 @@ def test_a_build_behind_a_forced_checkpoint_gives_up(
     con.close()
     code = CREATE_BEHIND_A_FORCED_CHECKPOINT.format(path=str(path), change=IN_PLACE)
     run = subprocess.run(
-        [sys.executable, "-c", code],
+        [sys.executable, "-c", AS_SCRIPT + code],
         timeout=40,
         check=True,
         capture_output=True,

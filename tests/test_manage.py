@@ -134,6 +134,28 @@ def test_replacing_and_dropping_delete_the_old_artifacts(
     assert again["index_type"] == "FLAT"
 
 
+def test_a_drop_that_may_mean_two_indexes_drops_none(
+    con: duckdb.DuckDBPyConnection,
+) -> None:
+    con.execute(
+        "CREATE TABLE two AS SELECT i AS id, [i, i]::FLOAT[2] AS a, "
+        "[i, -i]::FLOAT[2] AS b FROM range(100) t(i)"
+    )
+    for column in ("a", "b"):
+        con.execute(
+            "CALL create_vector_index('two', 'FLAT', column_name := ?)", [column]
+        )
+    before = con.execute("SELECT column_name, state FROM vector_indexes()").fetchall()
+    for drop in ("drop_vector_index('two')", "drop_vector_index('two', 'c')"):
+        with pytest.raises(duckdb.Error, match='"a"'):
+            con.execute(f"CALL {drop}")
+    found = con.execute("SELECT column_name, state FROM vector_indexes()").fetchall()
+    assert found == before and len(found) == 2
+    con.execute("ALTER TABLE two DROP COLUMN a")
+    con.execute("CALL drop_vector_index('two', 'a')")
+    con.execute("CALL drop_vector_index('two')")
+
+
 def test_dropping_where_nothing_is(
     con: duckdb.DuckDBPyConnection, path: Path, vectors: Vectors
 ) -> None:

@@ -17,7 +17,15 @@ import duckdb
 import pytest
 
 import duckvec
-from tests.data import Vectors, assert_same, create, create_table, exact, search
+from tests.data import (
+    AS_SCRIPT,
+    Vectors,
+    assert_same,
+    create,
+    create_table,
+    exact,
+    search,
+)
 from tests.upkeep import eventually
 
 pytestmark = pytest.mark.core
@@ -33,7 +41,7 @@ REFUSAL = (
 def run_python(code: str, *arguments: str) -> list[str]:
     """Run a program that must end well and in silence; return the lines it printed."""
     result = subprocess.run(
-        [sys.executable, "-c", code, *arguments],
+        [sys.executable, "-c", AS_SCRIPT + code, *arguments],
         capture_output=True,
         text=True,
         timeout=SECONDS,
@@ -258,7 +266,7 @@ def test_a_file_of_another_process_gives_duckdbs_own_error_at_once(
     create(con, "FLAT")
     con.close()
     process = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(path), holder],
+        [sys.executable, "-c", AS_SCRIPT + HOLDER, str(path), holder],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -330,7 +338,7 @@ def test_processes_that_fight_for_one_file_lose_nothing(
     con.close()
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", FIGHTER, str(path), str(number)],
+            [sys.executable, "-c", AS_SCRIPT + FIGHTER, str(path), str(number)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

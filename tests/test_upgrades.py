@@ -14,7 +14,15 @@ import pytest
 import duckvec
 from duckvec import catalog, migrations
 from duckvec.migrations import Migration
-from tests.data import Vectors, assert_same, create, create_table, exact, search
+from tests.data import (
+    AS_SCRIPT,
+    Vectors,
+    assert_same,
+    create,
+    create_table,
+    exact,
+    search,
+)
 
 pytestmark = pytest.mark.core
 
@@ -207,7 +215,7 @@ con.execute("CALL create_vector_index('items', 'FLAT')").fetchall()
 def test_a_crash_in_a_migration_leaves_the_old_catalog(
     old: Path, vectors: Vectors
 ) -> None:
-    code = [sys.executable, "-c", CRASH, str(old)]
+    code = [sys.executable, "-c", AS_SCRIPT + CRASH, str(old)]
     done = subprocess.run(code, cwd=ROOT, capture_output=True, timeout=60)
     assert (done.returncode, done.stderr) == (9, b"")
     with duckdb.connect(str(old)) as plain:

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from duckvec import inspection
-from duckvec.errors import VectorIndexError, sentence
-from duckvec.instance import Instance
-from duckvec.sessions import find_session
-from duckvec.states import Session
+from duckvec.sessions import answer
 from duckvec.udfs.registry import udf
 
 _INDEX = """STRUCT(
@@ -36,26 +32,16 @@ _TYPE = """STRUCT(
 @udf("__duckvec_indexes", ("INTEGER",), f'STRUCT(error VARCHAR, "row" {_INDEX}[])')
 def indexes(session: int) -> dict[str, Any]:
     """Return a row for each indexed column."""
-    return _rows(session, inspection.list_indexes)
+    return answer(session, inspection.list_indexes)
 
 
 @udf("__duckvec_segments", ("INTEGER",), f'STRUCT(error VARCHAR, "row" {_SEGMENT}[])')
 def segments(session: int) -> dict[str, Any]:
     """Return a row for each segment."""
-    return _rows(session, inspection.list_segments)
+    return answer(session, inspection.list_segments)
 
 
 @udf("__duckvec_types", (), f"{_TYPE}[]")
 def types() -> list[dict[str, Any]]:
     """Return a row for each index type and parameter."""
     return inspection.list_types()
-
-
-def _rows(
-    session: int, function: Callable[[Instance, Session], list[dict[str, Any]]]
-) -> dict[str, Any]:
-    try:
-        instance, caller_session = find_session(session)
-        return {"error": None, "row": function(instance, caller_session)}
-    except VectorIndexError as error:
-        return {"error": sentence(error), "row": None}

@@ -20,12 +20,14 @@ import duckdb
 
 from duckvec import moves, policy
 from duckvec.chains import current_chain
+from duckvec.errors import BusyError
 from duckvec.finding import settle
 from duckvec.guards import pinned
 from duckvec.instance import Instance
 from duckvec.keeper import Task
 from duckvec.leftovers import leftovers
 from duckvec.proving import refresh_index
+from duckvec.rewriting import OutdatedError
 from duckvec.states import DatabaseState, IndexState, Session
 from duckvec.tables import Table, read_only
 from duckvec.upkeep import (
@@ -111,14 +113,17 @@ def tend_all(instance: Instance) -> Task:
             _prepare(task, instance, state)
             for index in _wanting(state):
                 with recording(index):
-                    tend_index(
-                        task,
-                        instance,
-                        state,
-                        index,
-                        thorough=True,
-                        threads=instance.threads,
-                    )
+                    try:
+                        tend_index(
+                            task,
+                            instance,
+                            state,
+                            index,
+                            thorough=True,
+                            threads=instance.threads,
+                        )
+                    except OutdatedError as error:  # others wait for this
+                        raise BusyError(str(error)) from error
                     index.retry_at = 0.0
                     recovered(index)
 
@@ -157,7 +162,9 @@ def _prepare(task: Task, instance: Instance, state: DatabaseState) -> None:
     for index in indexes:
         task.check()
         with recording(index):
-            prove_where_needed(task, instance, state, index, chain)
+            table = prove_where_needed(task, instance, state, index, chain)
+            if table is not None and not index.failures:
+                index.last_error = None  # that there was no chain
 
 
 # The watch

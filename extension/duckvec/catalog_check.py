@@ -64,16 +64,16 @@ def check_catalog(
         indexes: the rows of `indexes`.
         segments: the rows of `segments`.
     """
-    by_index: dict[object, list[RawRow]] = {}
+    by_index: dict[str, list[RawRow]] = {}
     for raw in segments:
-        by_index.setdefault(raw["index_id"], []).append(raw)
+        by_index.setdefault(_shown(raw["index_id"]), []).append(raw)
     ids = Counter(_shown(raw["index_id"]) for raw in indexes)
     names = Counter(
         _shown(raw[name]) for raw in segments for name in ("file", "map_file")
     )
     found: dict[tuple[str, str, str], CheckedIndex] = {}
     for raw in indexes:
-        own = by_index.get(raw["index_id"], [])
+        own = by_index.get(_shown(raw["index_id"]), [])
         try:
             if ids[_shown(raw["index_id"])] > 1:
                 raise _WrongRowError("the catalog has several rows for the same index")

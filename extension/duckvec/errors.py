@@ -86,7 +86,7 @@ class ArtifactError(VectorIndexError):
 class UnreadableArtifactError(ArtifactError):
     """Raised when a file of an index cannot be read now, and perhaps can be later."""
 
-    def __init__(self, name: str, error: OSError) -> None:
+    def __init__(self, name: str, error: OSError | MemoryError) -> None:
         """Compose the sentence from the file's name and what the system says."""
         self.name = name
         super().__init__(
@@ -146,9 +146,11 @@ def did_you_mean(name: str, known: Sequence[str]) -> str:
     return f'; did you mean "{by_folded_name[near[0]]}"?' if near else ""
 
 
-def reason(error: OSError) -> str:
+def reason(error: OSError | MemoryError) -> str:
     """Return what the system says about a failure, without number and path."""
-    return shorten(error.strerror or str(error), 200)
+    if isinstance(error, OSError):
+        return shorten(error.strerror or str(error), 200)
+    return "there is not enough memory"
 
 
 def without_kind(error: BaseException) -> str:

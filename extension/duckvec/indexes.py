@@ -187,6 +187,7 @@ class VectorIndexes:
 
         Raises:
             TimeoutError: there is still work; it goes on.
+            BusyError: the tables change faster than their rows can be indexed.
         """
         until = None if timeout is None else time.monotonic() + timeout
         self._open()
@@ -196,7 +197,7 @@ class VectorIndexes:
             for task in (*others, own):
                 left = None if until is None else max(0.0, until - time.monotonic())
                 try:
-                    task.wait(left)
+                    task.wait(left, cancels=task is own)
                 except TimeoutError:
                     raise
                 except FAILURES:

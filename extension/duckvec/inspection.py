@@ -13,13 +13,12 @@ from duckvec.instance import Instance
 from duckvec.metrics import METRICS
 from duckvec.reader import usable_condition
 from duckvec.segments import Segment
-from duckvec.sql_text import quote_identifier, quote_path
+from duckvec.sql_text import quote_identifier
 from duckvec.states import DatabaseState, IndexState, Session
 from duckvec.tables import (
-    Caller,
     Table,
     find_column,
-    find_table,
+    find_table_at,
     has_column,
     read_only,
 )
@@ -128,8 +127,7 @@ def _index_row(
     index: IndexState,
 ) -> dict[str, Any]:
     row = index.row
-    path = quote_path((state.name, row.schema_name, row.table_name))
-    table = find_table(cursor, path, Caller(0, state.name, row.schema_name, ""))
+    table = find_table_at(cursor, state.name, row.schema_name, row.table_name)
     status, error, progress = _status(instance, state, index, table)
     rows, unindexed, skipped = _counts(cursor, index, table)
     indexed = rows - unindexed

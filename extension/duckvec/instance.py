@@ -2,13 +2,16 @@
 
 Locks: `Instance.lock` protects the dictionaries and the fields of the states below;
 it is held for moments and never while SQL runs, because the query that wants it may
-hold locks of DuckDB's. Finalizers of connections never wait for it (locks.py).
+hold locks of DuckDB's. Finalizers of connections never wait for it.
 """
 
 from __future__ import annotations
 
+import _thread
 import collections
+import contextlib
 import logging
+import threading
 import time
 import weakref
 from collections.abc import Hashable
@@ -22,7 +25,7 @@ from duckvec.errors import ClosedError, NotIndexableError, VectorIndexError
 from duckvec.filters import CheckedFilters
 from duckvec.keeper import Keeper, Task
 from duckvec.leftovers import remove_orphans
-from duckvec.locks import DeferringLock
+from duckvec.locks import holds
 from duckvec.lookups import Lookups
 from duckvec.memory import MemoryBudget
 from duckvec.segments import Segment
@@ -34,7 +37,7 @@ from duckvec.states import (
     Session,
     StoredPlan,
 )
-from duckvec.tables import Caller, Table, find_table
+from duckvec.tables import Caller, Table, find_table_at
 from duckvec.tables import databases as attached_databases
 from duckvec.tracking import Generation, Guard
 
@@ -43,6 +46,11 @@ logger = logging.getLogger("duckvec")
 # By the number of a session: those that are loaded, and those whose object is gone.
 loaded: dict[int, Instance] = {}
 forgotten: dict[int, Instance] = {}
+
+# Without a loaded connection, the last one last; so many keep the artifacts of their
+# databases in memory, which may be loaded again.
+_unloaded: collections.deque[Instance] = collections.deque()
+MOST_UNLOADED = 4
 
 # How long the end of the process waits for background work to stop, and the collector
 # of garbage for another thread that forgets a connection.
@@ -75,10 +83,12 @@ class Instance:
     ) -> None:
         """Begin without sessions; `build_threads` 0: no background builds."""
         self.number = number
-        self.lock = DeferringLock(self._forget_dropped)
-        # Numbers of sessions whose connection is gone; None: perhaps nothing is used.
-        self._dropped: collections.deque[int | None] = collections.deque()
-        self._dropping: set[int] = set()  # those whose guards still stand
+        self.lock = threading.RLock()
+        # Numbers of sessions whose connection is gone, and those not yet forgotten.
+        self._dropped: collections.deque[int] = collections.deque()
+        self._dropping: set[int] = set()
+        self._forgetting = False  # whether a thread is at it
+        self._first_look = threading.Lock()  # held while a catalog is read
         self.keeper = Keeper("duckvec-keeper", self._release_if_unused)
         self.armer = Keeper("duckvec-armer", self._release_if_unused)
         self.warden = Keeper("duckvec-warden")
@@ -91,7 +101,7 @@ class Instance:
         self.sessions: dict[int, Session] = {}
         self.databases: dict[int, DatabaseState] = {}
         self.stored_plans: dict[Hashable, StoredPlan] = {}
-        self._temporary_folders: list[Path] = []
+        self._temporary_folders: dict[int, Path] = {}  # by number of the database
         self.lookups = Lookups()
         self.checked_filters = CheckedFilters()
         self.selectivities = Selectivities()
@@ -183,6 +193,17 @@ class Instance:
         state = self.databases.get(oid)
         if state is not None and state.name == name:
             return state
+        # Two first looks may see different snapshots: the later look of the older one
+        # would delete the files of an index that was made in between.
+        with self._first_look:
+            return self._first_database(cursor, name, oid)
+
+    def _first_database(
+        self, cursor: duckdb.DuckDBPyConnection, name: str, oid: int
+    ) -> DatabaseState:
+        state = self.databases.get(oid)
+        if state is not None and state.name == name:
+            return state
         found = cursor.execute(_DATABASE, {"oid": oid}).fetchall()
         state = DatabaseState(name, oid, *found[0])
         kind = state.kind
@@ -238,9 +259,11 @@ class Instance:
         """Return the folder for a database's artifacts; it need not exist yet."""
         with self.lock:
             if state.folder is None:
-                state.folder = paths.artifact_folder(state.path, self.directory)
+                kept = self._temporary_folders.get(state.oid)
+                made = kept or paths.artifact_folder(state.path, self.directory)
                 if state.path is None:
-                    self._temporary_folders.append(state.folder)
+                    self._temporary_folders[state.oid] = made
+                state.folder = made
             return state.folder
 
     def require_safe_folder(self, state: DatabaseState) -> None:
@@ -302,9 +325,8 @@ class Instance:
                 if checked.fault is not None:
                     logger.warning('index on "%s": %s', row.table_name, checked.fault)
                     index.set_fault(checked.fault)
-                path = quote_path((state.name, row.schema_name, row.table_name))
-                caller = Caller(0, state.name, row.schema_name, "")
-                table = find_table(cursor, path, caller)
+                place = state.name, row.schema_name, row.table_name
+                table = find_table_at(cursor, *place)
                 if table is not None and table.has_column(row.column_name):
                     index.seen = table
             if not state.read_only:
@@ -340,39 +362,59 @@ class Instance:
             self._forget_session(number)
         with self.lock:
             self._release()
+        self.delete_temporary_folders()
 
     def _drop_session(self, number: int) -> None:
         """Forget a connection whose object is gone; called by the garbage collector.
 
-        In the middle of anything that any thread does: it waits for no lock. Where
-        another thread is at it, that is usually done in a moment, and waited for.
+        In the middle of anything that any thread does, this one inside the lock
+        perhaps: it waits for no lock, and where it is taken leaves it to a thread.
         """
+        if not self._enter_at_once():
+            self._forget_later(number)
+            return
+        try:
+            guards = self._take_session(number)
+        finally:
+            self.lock.release()
+        _close_guards(guards)
+        if not self._enter_at_once():
+            self._forget_later(number)
+            return
+        try:
+            if self._is_unused():
+                self._release()
+        finally:
+            self.lock.release()
+
+    def _enter_at_once(self) -> bool:
+        """Take the lock unless any thread has it, this one included."""
+        return not holds(self.lock) and self.lock.acquire(blocking=False)
+
+    def _forget_later(self, number: int) -> None:
+        """Have a thread forget a connection; wait for it as far as that is safe."""
         self._dropping.add(number)
         self._dropped.append(number)
-        self._forget_dropped()
+        if not self._forgetting:
+            self._forgetting = True
+            with contextlib.suppress(RuntimeError):  # Python ends
+                # Thread.start() takes locks, which this thread may hold.
+                _thread.start_new_thread(self._forget_dropped, ())
         until = time.monotonic() + DROP_SECONDS
         while number in self._dropping and time.monotonic() < until:
-            if self.lock.is_mine:
-                break  # it is done when this thread gives the lock back
-            time.sleep(0.001)
-            self._forget_dropped()
+            if holds(self.lock):
+                break
+            time.sleep(0.0005)
 
     def _forget_dropped(self) -> None:
-        """Forget connections that are gone, unless others are at it now."""
-        while self._dropped and self.lock.enter_at_once():
-            guards: list[Guard] = []
-            try:
-                number = self._dropped.popleft() if self._dropped else None
-                if number is not None:
-                    guards = self._take_session(number)
-                elif self._is_unused():
-                    self._release()
-            finally:
-                self.lock.leave()
-            if number is not None:
-                _close_guards(guards)
-                self._dropped.append(None)
-                self._dropping.discard(number)
+        """Forget connections that are gone; in a thread of its own."""
+        while self._dropped:
+            while self._dropped:
+                with contextlib.suppress(IndexError):  # another thread took it
+                    number = self._dropped.popleft()
+                    self._forget_session(number)
+                    self._dropping.discard(number)
+            self._forgetting = False
 
     def abandon(self) -> object:
         """Return all that must be kept, and forget it: this process was forked.
@@ -381,8 +423,8 @@ class Instance:
         that is not here may hold it.
         """
         kept = (self.sessions, self.databases, self._temporary_folders)
-        self.lock = DeferringLock(self._forget_dropped)
-        self.sessions, self.databases, self._temporary_folders = {}, {}, []
+        self.lock, self._first_look = threading.RLock(), threading.Lock()
+        self.sessions, self.databases, self._temporary_folders = {}, {}, {}
         return kept
 
     def _forget_session(self, number: int) -> None:
@@ -414,7 +456,7 @@ class Instance:
         return not self.sessions and not any(each.pending() for each in threads)
 
     def _release(self) -> None:
-        """Close the opened segments, and delete the folders of in-memory databases."""
+        """Close the opened segments."""
         for state in self.databases.values():
             for index in state.indexes.values():
                 index.generation = index.previous = None
@@ -423,10 +465,29 @@ class Instance:
         self.databases.clear()
         self.lookups.clear()
         self.stored_plans.clear()
-        for folder in self._temporary_folders:
+        if self._temporary_folders:
+            _keep_for_later(self)
+
+    def delete_temporary_folders(self) -> None:
+        """Delete the artifacts of in-memory databases."""
+        folders, self._temporary_folders = self._temporary_folders, {}
+        for folder in folders.values():
             remove_orphans(folder, set())
             paths.remove_folder_if_empty(folder)
-        self._temporary_folders.clear()
+
+
+def _keep_for_later(instance: Instance) -> None:
+    """Keep the artifacts of databases in memory: they may live on without us.
+
+    Other connections may hold them, which are loaded later: nobody tells.
+    """
+    with contextlib.suppress(ValueError):
+        _unloaded.remove(instance)
+    _unloaded.append(instance)
+    while len(_unloaded) > MOST_UNLOADED:
+        oldest = _unloaded.popleft()
+        if not oldest.sessions:
+            oldest.delete_temporary_folders()
 
 
 def _close_guards(guards: list[Guard]) -> None:

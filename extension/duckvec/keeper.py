@@ -119,10 +119,13 @@ class Task:
         """Ask the work to stop at its next check; it leaves nothing behind."""
         self._cancelled.set()
 
-    def wait(self, timeout: float | None = None) -> Any:
+    def wait(self, timeout: float | None = None, *, cancels: bool = True) -> Any:
         """Wait for the end, and return the result or raise what the work raised.
 
-        Interrupting the wait cancels the work.
+        Args:
+            timeout: seconds; None waits as long as it takes.
+            cancels: whether interrupting the wait cancels the work, which is right for
+                whoever asked for it.
 
         Raises:
             BusyError: the work could not begin to write in time; it is cancelled.
@@ -144,7 +147,8 @@ class Task:
         except TimeoutError:
             raise  # the work goes on
         except BaseException:
-            self.cancel()
+            if cancels:
+                self.cancel()
             raise
         if self._error is not None:
             raise self._error

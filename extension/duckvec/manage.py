@@ -37,6 +37,7 @@ from duckvec.tables import (
     VectorColumn,
     databases,
     find_column,
+    find_table_at,
     is_generated,
     places,
     read_only,
@@ -212,7 +213,9 @@ def _drop_of_gone_table(
             for index in list(state.indexes.values()):
                 row = index.row
                 same_table = row.key[:2] == (schema, parts[-1].lower())
-                if same_table and column_name in (None, row.column_name):
+                if not same_table or column_name not in (None, row.column_name):
+                    continue
+                if not _is_there(session, state, row):
                     finding.settle(instance, state).wait()
                     if index.row is not row:
                         return None  # it has another name now
@@ -229,6 +232,13 @@ def _drop_of_gone_table(
                         row.table_name, row.column_name, row.metric, row.dimension
                     )
     return None
+
+
+def _is_there(session: Session, state: DatabaseState, row: IndexRow) -> bool:
+    """Tell whether the column of an index is there now."""
+    with read_only(session.cursor()) as cursor:
+        table = find_table_at(cursor, state.name, row.schema_name, row.table_name)
+    return table is not None and table.has_column(row.column_name)
 
 
 def result_row(state: DatabaseState, row: IndexRow) -> dict[str, Any]:

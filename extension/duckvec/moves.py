@@ -282,7 +282,7 @@ def _move(
                 state.indexes[row.key] = index
     for index in gone:
         logger.info('the index of "%s" went with its table', index.row.table_name)
-        remove_files(index.segments)
+        remove_files((*index.segments, *index.unusable))
 
 
 def _choose(

@@ -280,7 +280,7 @@ class Segment:
         except ArtifactError as error:
             self.error = str(error)
             raise
-        except OSError as error:
+        except (OSError, MemoryError) as error:
             unreadable = UnreadableArtifactError(self.row.file, error)
             self.error, self._failed = str(unreadable), None
             raise unreadable from error

@@ -85,9 +85,7 @@ def _default_connection() -> tuple[duckdb.DuckDBPyConnection, int] | None:
     return connection, int(found[0][0])
 
 
-def answer(
-    session: int, call: Callable[[Instance, Session], dict[str, Any]]
-) -> dict[str, Any]:
+def answer(session: int, call: Callable[[Instance, Session], Any]) -> dict[str, Any]:
     """Return the row of a call, or the sentence of an error that it met."""
     try:
         return {"error": None, "row": call(*find_session(session))}

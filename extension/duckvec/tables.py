@@ -163,6 +163,14 @@ def find_table(
     return None
 
 
+def find_table_at(
+    cursor: duckdb.DuckDBPyConnection, database: str, schema: str, name: str
+) -> Table | None:
+    """Return the table or view in a place that is known in full, or None."""
+    path = quote_path((database, schema, name))
+    return find_table(cursor, path, Caller(0, database, schema, ""))
+
+
 def list_tables(cursor: duckdb.DuckDBPyConnection, database_oid: int) -> list[TableRow]:
     """Return a row for each table of one database, for `read_table`.
 

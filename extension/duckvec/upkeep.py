@@ -31,10 +31,10 @@ from duckvec.instance import Instance
 from duckvec.keeper import FAILURES, Task
 from duckvec.proving import prove_index, refresh_index
 from duckvec.rewriting import OutdatedError, rewrite_index
-from duckvec.sql_text import quote_identifier, quote_path
+from duckvec.sql_text import quote_identifier
 from duckvec.states import DatabaseState, IndexState
 from duckvec.steps import changing, column_of
-from duckvec.tables import Caller, Table, find_table, has_column, read_only
+from duckvec.tables import Table, find_table_at, has_column, read_only
 from duckvec.tracking import Generation
 
 logger = logging.getLogger("duckvec")
@@ -60,10 +60,8 @@ def locate(instance: Instance, state: DatabaseState, index: IndexState) -> Table
     A table that took its name, and was not found to be its own by `moves`, is another.
     """
     row = index.row
-    path = quote_path((state.name, row.schema_name, row.table_name))
-    caller = Caller(0, state.name, row.schema_name, "")
     with read_only(instance.background_cursor()) as cursor:
-        table = find_table(cursor, path, caller)
+        table = find_table_at(cursor, state.name, row.schema_name, row.table_name)
     if table is None or table.database_oid != state.oid or table.kind != "table":
         return None
     if index.seen is not None and index.seen.oid != table.oid:
@@ -373,6 +371,8 @@ def recording(*indexes: IndexState) -> Iterator[None]:
             index.retry_at = time.monotonic() + retry_pause(0)
     except FAILURES as error:
         lasting = isinstance(error, ArtifactError) and not isinstance(error, PASSING)
+        if not indexes:  # of a database that can only be read
+            logger.warning("%s", error)
         for index in indexes:
             index.last_error = str(error)
             # Against what lasts only building the index again helps.
