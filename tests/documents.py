@@ -89,7 +89,7 @@ def run(document: str) -> str:
             elif block.language == "sql":
                 if "con" not in names:
                     names["con"] = duckvec.connect()
-                for statement in duckdb.extract_statements(block.text):
+                for statement in names["con"].extract_statements(block.text):
                     rows = run_statement(names["con"], statement)
     finally:
         if "con" in names:
@@ -112,7 +112,11 @@ def run_statement(con: duckdb.DuckDBPyConnection, statement: duckdb.Statement) -
     if statement.type in (duckdb.StatementType.SELECT, duckdb.StatementType.CALL):
         assert rows, statement.query
     names = [column[0] for column in result.description or ()]
-    lines = [names, ["---"] * len(names), *([_cell(value) for value in row] for row in rows)]
+    lines = [
+        names,
+        ["---"] * len(names),
+        *([_cell(value) for value in row] for row in rows),
+    ]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 

@@ -10,6 +10,12 @@ import pytest
 from tests.documents import DOCS, DOCUMENTS, FOREIGN, ROOT, blocks, foreign, run
 from tools.write_docs import filled, functions, places
 
+# What the Python of a document prints, where no block of the document says so itself.
+PRINTED = {
+    "README.md": ("IVF_FLAT", "[(7, 7, 0.0), "),
+    "docs/reference.md": ("1000\n",),
+}
+LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)#?([^)\s]*)\)")
 RUNNING = [
     name
     for name, text in DOCUMENTS.items()
@@ -29,7 +35,8 @@ def test_a_document_runs_from_top_to_bottom(
         pytest.importorskip("hnswlib")
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     monkeypatch.chdir(tmp_path)
-    run(DOCUMENTS[name])
+    printed = run(DOCUMENTS[name])
+    assert all(text in printed for text in PRINTED.get(name, ()))
     assert capsys.readouterr().err == ""
 
 
@@ -92,7 +99,7 @@ def test_links_lead_to_files_and_headings_that_are_there() -> None:
     # Pages that only the site has.
     only_built = {str(DOCS / name) for name in ("changelog.md", "security.md")}
     for name, text in DOCUMENTS.items():
-        for target, anchor in re.findall(r"\]\((?!https?:)([^)#\s]*)#?([^)\s]*)\)", text):
+        for target, anchor in LINK.findall(text):
             here = ROOT / name
             path = (here.parent / target).resolve() if target else here
             assert path.exists() or str(path) in only_built, (name, target)

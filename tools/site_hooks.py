@@ -1,9 +1,9 @@
 """Hooks of mkdocs: what lies outside of docs/ and belongs to the site all the same.
 
 CHANGELOG.md, SECURITY.md and the limits in README.md become pages, and the drawing of
-the last benchmark an image. Links are written for readers of the repository; those to such files are turned
-to their place in the site. Links to other files outside of docs/ stay, and fail the
-strict build.
+the last benchmark an image. Links are written for readers of the repository; those to
+such files are turned to their place in the site. Links to other files outside of docs/
+stay, and fail the strict build.
 """
 
 from __future__ import annotations
