@@ -41,8 +41,8 @@ _PLACE = re.compile(
     r"<!-- generated: (?P<name>\w+) -->\n.*?<!-- end of (?P=name) -->", re.DOTALL
 )
 _PARAMETER_HEAD = (
-    "| parameter | given to | values | default | what it does |",
-    "|---|---|---|---|---|",
+    "| parameter | values | default | what it does |",
+    "|---|---|---|---|",
 )
 _MACRO = re.compile(r"\bMACRO (\w+)\((.*?)\) AS\b", re.DOTALL)
 
@@ -132,14 +132,15 @@ def measured() -> str:
     )
     scan = results["duckdb"]["scan_ms"]
     rows = [
-        "| take | when | build | files | recall@10 | one query | join |",
-        "|---|---|---:|---:|---:|---:|---:|",
-        f"| no index | {WHEN['']} | | | 1 | {scan:.0f} ms | |",
+        "| take | build | files | recall@10 | one query | join | when |",
+        "|---|---:|---:|---:|---:|---:|---|",
+        f"| no index | | | 1 | {scan:.0f} ms | | {WHEN['']} |",
     ]
     rows += [
-        f"| {name} | {WHEN[name]} | {row['build_seconds']:.1f} s "
+        f"| {name} | {row['build_seconds']:.1f} s "
         f"| {row['bytes'] / 1e6:.0f} MB | {_share(row['sql_recall'])} "
-        f"| {row['sql_ms']:.1f} ms | {row['join_per_second']:,.0f}/s |"
+        f"| {row['sql_ms']:.1f} ms | {row['join_per_second']:,.0f}/s "
+        f"| {WHEN[name]} |"
         for name, row in results["types"].items()
     ]
     return "\n".join([textwrap.fill(about, 90), "", *rows])
@@ -168,8 +169,7 @@ def _type_section(kind: IndexType) -> str:
 def _parameter_row(parameter: Parameter) -> str:
     default = "mandatory" if parameter.mandatory else parameter.default
     cells = [
-        f"`{parameter.name}`",
-        f"the {parameter.phase}",
+        f"`{parameter.name}`, {parameter.phase}",
         _values(parameter),
         default,
         " ".join(parameter.description.split()),
