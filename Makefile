@@ -47,7 +47,7 @@ endif
 docs: $(MAIN)/dev.stamp  ## Build the documentation site into site/
 	@$(RUN) -m tools.write_docs
 	@NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --quiet
-	@echo "The site is in site/: open site/index.html."
+	@echo "Open site/index.html; its search needs a server: python3 -m http.server -d site"
 
 lint: $(MAIN)/dev.stamp  ## Check style and types only
 	@$(RUN) -m ruff check --quiet .
