@@ -35,7 +35,7 @@ WHEN = {
     "IVF_PQ": "memory is short; needs the most rescoring",
     "NSG": "searches must be fast and the build may take its time",
     "HNSW": "searches must be fast at a high recall, and memory is there",
-    "ANNOY": "many processes share a file of another library's format; seldom",
+    "ANNOY": "seldom: it needs the most work for a high recall",
 }
 _PLACE = re.compile(
     r"<!-- generated: (?P<name>\w+) -->\n.*?<!-- end of (?P=name) -->", re.DOTALL
