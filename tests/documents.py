@@ -35,6 +35,8 @@ FOREIGN = {
     "docs/migrating-from-pgvector.md": {"PostgreSQL": 7},
     "docs/migrating-from-vss.md": {"DuckDB VSS": 7},
 }
+# Pages whose blocks another test runs.
+RUN_ELSEWHERE = {"docs/integrations.md": "tests/test_integrations.py"}
 _FENCE = re.compile(
     r'^```(?P<language>\w+)(?: title="(?P<title>[^"\n]*)")?\n(?P<text>.*?)^```$'
     r"|^<!-- result -->\n\n(?P<table>(?:\|[^\n]*\n)+)",

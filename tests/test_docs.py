@@ -7,7 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.documents import DOCS, DOCUMENTS, FOREIGN, ROOT, blocks, foreign, run
+from tests.documents import (
+    DOCS,
+    DOCUMENTS,
+    FOREIGN,
+    ROOT,
+    RUN_ELSEWHERE,
+    blocks,
+    foreign,
+    run,
+)
 from tools.write_docs import filled, functions, places
 
 # What the Python of a document prints, where no block of the document says so itself.
@@ -16,11 +25,12 @@ PRINTED = {
     "docs/reference.md": ("1000\n",),
 }
 LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)#?([^)\s]*)\)")
-RUNNING = [
+WITH_CODE = [
     name
     for name, text in DOCUMENTS.items()
     if any(block.language in ("python", "sql") for block in blocks(text))
 ]
+RUNNING = [name for name in WITH_CODE if name not in RUN_ELSEWHERE]
 
 
 @pytest.mark.core
@@ -44,6 +54,12 @@ def test_a_document_runs_from_top_to_bottom(
 def test_blocks_that_do_not_run_are_known_one_and_all() -> None:
     found = {name: foreign(text) for name, text in DOCUMENTS.items()}
     assert {name: counts for name, counts in found.items() if counts} == FOREIGN
+
+
+def test_pages_that_run_elsewhere_do() -> None:
+    for name in set(RUN_ELSEWHERE) & set(WITH_CODE):
+        test = (ROOT / RUN_ELSEWHERE[name]).read_text(encoding="utf-8")
+        assert Path(name).name in test
 
 
 @pytest.mark.core

@@ -1,9 +1,9 @@
 """Hooks of mkdocs: what lies outside of docs/ and belongs to the site all the same.
 
-CHANGELOG.md, SECURITY.md and the limits in README.md become pages, and the drawing of
-the last benchmark an image. Links are written for readers of the repository; those to
-such files are turned to their place in the site. Links to other files outside of docs/
-stay, and fail the strict build.
+CHANGELOG.md, SECURITY.md and the limits in README.md become pages, the drawing of the
+last benchmark an image, and the examples files to read. Links are written for readers
+of the repository; those to such files are turned to their place in the site. Links to
+other files outside of docs/ stay, and fail the strict build.
 """
 
 from __future__ import annotations
@@ -22,6 +22,11 @@ BROUGHT_IN = {
     "CHANGELOG.md": "changelog.md",
     "SECURITY.md": "security.md",
     "benchmarks/results/latest.png": "images/benchmark.png",
+    **{
+        str(path.relative_to(ROOT)): str(path.relative_to(ROOT))
+        for path in sorted((ROOT / "examples").iterdir())
+        if path.suffix in (".py", ".sql", ".ipynb")
+    },
 }
 LIMITS = "limits.md"
 MOVED = {**BROUGHT_IN, "README.md": "index.md", "README.md#limits": LIMITS}
@@ -53,10 +58,10 @@ def on_page_markdown(
         target = posixpath.normpath(posixpath.join(folder, link[1]))
         anchor = link[2] or ""
         there = MOVED.get(target + anchor)
-        if there is None:
+        if there is None and (target in MOVED or target.startswith("docs/")):
             there = MOVED.get(target, target.removeprefix("docs/")) + anchor
-            if there == target + anchor:
-                return link[0]
+        if there is None:
+            return link[0]
         return posixpath.relpath(there, posixpath.dirname(place) or ".")
 
     return _LINK.sub(turned, markdown)
