@@ -18,7 +18,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test soak bench lint clean
+.PHONY: help demo test soak bench docs lint clean
 
 help:  ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
@@ -44,6 +44,11 @@ else
 	@$(RUN) -m benchmarks $(ARGS)
 endif
 
+docs: $(MAIN)/dev.stamp  ## Build the documentation site into site/
+	@$(RUN) -m tools.write_docs
+	@NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --quiet
+	@echo "Open site/index.html; its search needs a server: python3 -m http.server -d site"
+
 lint: $(MAIN)/dev.stamp  ## Check style and types only
 	@$(RUN) -m ruff check --quiet .
 	@$(RUN) -m ruff format --quiet --check .
@@ -51,7 +56,7 @@ lint: $(MAIN)/dev.stamp  ## Check style and types only
 	@echo "Style and types are right."
 
 clean:  ## Remove all that make and the tools have put here
-	rm -rf $(MAIN) $(OTHER) build dist extension/*.egg-info
+	rm -rf $(MAIN) $(OTHER) build dist site extension/*.egg-info
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -59,7 +64,7 @@ $(MAIN)/demo.stamp: pyproject.toml
 	$(call install,$(MAIN),-e '.[all$(comma)demo]')
 
 $(MAIN)/dev.stamp: pyproject.toml
-	$(call install,$(MAIN),-e '.[all$(comma)dev]')
+	$(call install,$(MAIN),-e '.[all$(comma)dev$(comma)docs]')
 
 $(OTHER_STAMP): pyproject.toml
 	@rm -f $(OTHER)/*.stamp

@@ -39,6 +39,7 @@ from benchmarks.searches import (
     recall_of,
 )
 from benchmarks.surface import PARTS, measure_surface
+from tools import write_docs
 
 TYPES = ("FLAT", "IVF_FLAT", "IVF_SQ8", "IVF_SQ8H", "IVF_PQ", "NSG", "HNSW", "ANNOY")
 PACKAGES = ("duckdb", "faiss-cpu", "hnswlib", "annoy", "numpy", "pyarrow")
@@ -61,6 +62,7 @@ def main() -> None:
     if options.docs:
         report.put_into(results, REPOSITORY / "docs" / "performance.md")
         summary.put_into(results, REPOSITORY / "README.md")
+        write_docs.write()
 
 
 def _measure(
@@ -280,7 +282,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--docs",
         action="store_true",
-        help="put the tables into docs/performance.md and README.md, too",
+        help="put the tables into docs/ and README.md, too",
     )
     return parser.parse_args()
 
