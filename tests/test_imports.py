@@ -74,6 +74,7 @@ LAYERS = [
     "recall",
     "udfs",
     "install",
+    "query_arrays",
     "indexes",
     "__init__",
     "milvus.types",

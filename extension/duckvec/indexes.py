@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
@@ -18,9 +18,16 @@ from duckvec.forks import require_unforked
 from duckvec.install import install, uninstall
 from duckvec.instance import Instance
 from duckvec.keeper import FAILURES
-from duckvec.sql_text import quote_identifier
+from duckvec.query_arrays import as_batch, as_vector
+from duckvec.sql_text import parse_collection, quote_identifier
 from duckvec.states import Session
-from duckvec.tables import Caller, read_only, require_table, vector_columns
+from duckvec.tables import (
+    Caller,
+    find_table,
+    read_only,
+    unknown_table,
+    vector_columns,
+)
 
 
 class VectorIndexes:
@@ -118,8 +125,9 @@ class VectorIndexes:
 
         Args:
             collection: a table, named as in SQL.
-            query: one vector (d,); or many: a 2-D array (nq, d), an Arrow column of
-                lists, or the name of a table with one vector column.
+            query: one vector (d,); or many: a 2-D array (nq, d), a column of vectors
+                of Arrow, pandas or Polars, or the name of a table with one vector
+                column.
             k: rows wanted for each query, 1 to 16384.
             params: search parameters of the index type.
             filter: one SQL expression over the table's columns, as after WHERE.
@@ -129,6 +137,11 @@ class VectorIndexes:
         Returns:
             The table's columns and `distance`. For many queries in an array or a
             column: `query_index` (0-based) first; for a table: its columns first.
+
+        Raises:
+            QueryError: the query is no vector, and no vectors.
+            UnknownCollectionError: no table has the query's name.
+            duckdb.InvalidInputException: the rest of the request is wrong.
         """
         options = {
             "collection": collection,
@@ -148,13 +161,10 @@ class VectorIndexes:
             source = call.format(query=f"__queries.{quote_identifier(vector)}")
             sql = f"SELECT * FROM {path} AS __queries, {source} AS __hits"
             return connection.sql(sql, params=options)
-        vectors = _as_batch(query)
+        vectors = as_batch(query)
         if vectors is None:
-            one = (
-                None if query is None else np.asarray(query, dtype=np.float64).tolist()
-            )
             sql = f"FROM {call.format(query='$query')}"
-            return connection.sql(sql, params={**options, "query": one})
+            return connection.sql(sql, params={**options, "query": as_vector(query)})
         duckvec_queries = pa.table(
             {"query_index": np.arange(len(vectors)), "query_vector": vectors}
         )
@@ -246,7 +256,13 @@ class VectorIndexes:
             .fetchall()[0]
         )
         with read_only(self._session.cursor()) as cursor:
-            table = require_table(cursor, name, Caller(self._session.number, *row))
+            table = find_table(cursor, name, Caller(self._session.number, *row))
+            if table is None:
+                raise unknown_table(
+                    cursor,
+                    parse_collection(name),
+                    "of a temporary table or a DataFrame, give the column itself",
+                )
         columns = vector_columns(table)
         if len(columns) != 1:
             raise QueryError(
@@ -323,29 +339,3 @@ def _as_text(params: Mapping[str, Any] | str | None) -> str | None:
     if params is None or isinstance(params, str):
         return params
     return json.dumps(dict(params))
-
-
-def _as_batch(query: Any) -> pa.Array | None:
-    """Return an Arrow column for many queries, None for a single vector."""
-    if query is None:
-        return None
-    if isinstance(query, (pa.Array, pa.ChunkedArray)):
-        if pa.types.is_floating(query.type) or pa.types.is_integer(query.type):
-            return None
-        return query
-    if (
-        isinstance(query, Sequence)
-        and query
-        and not isinstance(query[0], (Sequence, np.ndarray))
-    ):
-        return None
-    array = np.asarray(query)
-    if array.ndim == 1:
-        return None
-    if array.ndim != 2:
-        raise QueryError(
-            f"the query is an array of {array.ndim} dimensions; give one vector (1) "
-            "or many (2)"
-        )
-    flat = np.ascontiguousarray(array, dtype=np.float32).ravel()
-    return pa.FixedSizeListArray.from_arrays(pa.array(flat), array.shape[1])
