@@ -76,6 +76,7 @@ LAYERS = [
     "install",
     "query_arrays",
     "indexes",
+    "dbt",
     "__init__",
     "milvus.types",
     "milvus.checks",
