@@ -33,6 +33,15 @@ from duckvec.tables import (
 class VectorIndexes:
     """The vector indexes of one DuckDB instance, seen from one connection.
 
+    `duckvec.load` returns it; each method calls the SQL function of its name.
+
+    ```python
+    con = duckvec.connect("shop.db")
+    indexes = duckvec.load(con)
+    indexes.create("items", "IVF_FLAT", {"nlist": 256})
+    indexes.search("items", vector, k=5, filter="id < 1000").fetchall()
+    ```
+
     A context manager; closing it unloads duckvec from the connection and leaves the
     connection open. Use it where the connection may be used: DuckDB connections are
     not for several threads at once; give each thread a cursor and load it.
@@ -88,7 +97,15 @@ class VectorIndexes:
     def drop(
         self, collection: str, *, column_name: str | None = None
     ) -> dict[str, Any]:
-        """Drop an index, back to exact scans; writes to the database."""
+        """Drop an index, back to exact scans; writes to the database.
+
+        Returns:
+            A row as that of `create`, whose index_type is FLAT.
+
+        Raises:
+            duckdb.InvalidInputException: there is no such table or column. No index
+                there is no error.
+        """
         return self._row(
             "FROM drop_vector_index($collection, column_name := $column_name)",
             {"collection": collection, "column_name": column_name},
@@ -179,7 +196,7 @@ class VectorIndexes:
         return relation
 
     def indexes(self) -> duckdb.DuckDBPyRelation:
-        """Return vector_indexes() as a relation."""
+        """Return all indexes, a row for each, as a relation: `vector_indexes()`."""
         return self._open().sql("FROM vector_indexes()")
 
     def wait(self, timeout: float | None = None) -> None:
@@ -211,7 +228,10 @@ class VectorIndexes:
                         raise  # what others asked for is told to them
 
     def close(self) -> None:
-        """Take the functions away from the connection, which stays open."""
+        """Take the functions away from the connection, which stays open.
+
+        Closing again is no error; the other methods then raise ClosedError.
+        """
         if self._connection is not None:
             try:
                 uninstall(self._connection)
@@ -280,6 +300,12 @@ def load(
 ) -> VectorIndexes:
     """Load duckvec into a DuckDB connection or cursor, and return a handle.
 
+    ```python
+    con = duckdb.connect("shop.db")
+    indexes = duckvec.load(con)
+    con.execute("FROM vector_search('items', ?, 10)", [vector]).fetchall()
+    ```
+
     Installs the SQL functions `create_vector_index`, `drop_vector_index`,
     `vector_compact`, `vector_search`, `vector_range_search`, `vector_explain`,
     `vector_indexes`, `vector_index_segments`, `vector_index_types`,
@@ -320,11 +346,20 @@ def connect(
 ) -> duckdb.DuckDBPyConnection:
     """Return `duckdb.connect(database, **options)` with duckvec loaded.
 
+    ```python
+    con = duckvec.connect("shop.db")
+    con.execute("FROM vector_indexes()").fetchall()
+    ```
+
     Args:
         database: path of the database file, or ":memory:".
         directory: where artifacts go; see `load`.
         background: whether new rows are indexed in the background; see `load`.
         options: further arguments of `duckdb.connect`, such as read_only=True.
+
+    Raises:
+        duckdb.Error: the database cannot be opened.
+        ParameterError: `background` is negative or no number.
     """
     con = duckdb.connect(database, **options)
     try:
