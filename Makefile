@@ -68,7 +68,7 @@ $(MAIN)/dev.stamp: pyproject.toml
 
 $(OTHER_STAMP): pyproject.toml
 	@rm -f $(OTHER)/*.stamp
-	$(call install,$(OTHER),-e '.[all$(comma)dev]' '$(DUCKDB_OTHER)')
+	$(call install,$(OTHER),-e '.[all$(comma)test$(comma)integrations-heavy]' '$(DUCKDB_OTHER)')
 
 comma := ,
 

@@ -13,7 +13,7 @@ CREATE OR REPLACE TEMP MACRO vector_search(
     column_name := NULL,
     metric := NULL
 ) AS TABLE
-WITH __query AS (SELECT query AS vector)
+WITH __query(vector) AS (SELECT query)
 FROM query(
     __duckvec_plan(
         {session},
@@ -40,7 +40,7 @@ CREATE OR REPLACE TEMP MACRO vector_range_search(
     filter := NULL,
     column_name := NULL
 ) AS TABLE
-WITH __query AS (SELECT query AS vector)
+WITH __query(vector) AS (SELECT query)
 FROM query(
     __duckvec_plan_range(
         {session},
@@ -66,7 +66,7 @@ CREATE OR REPLACE TEMP MACRO vector_explain(
     filter := NULL,
     column_name := NULL
 ) AS TABLE
-WITH __query AS (SELECT query AS vector),
+WITH __query(vector) AS (SELECT query),
 result AS MATERIALIZED (
     FROM query(
         __duckvec_plan_explained(

@@ -57,6 +57,30 @@ def test_columns_named_like_our_own_words(
     assert max(filtered)[0] < 50
 
 
+@pytest.mark.parametrize("index_type", [None, "FLAT"])
+@pytest.mark.parametrize("name", ODD_COLUMNS)
+def test_query_columns_named_like_our_own_words(
+    con: duckdb.DuckDBPyConnection, vectors: Vectors, index_type: str | None, name: str
+) -> None:
+    create_table(con, vectors)
+    if index_type:
+        create(con, index_type)
+    con.execute(
+        f'CREATE TABLE asked AS SELECT ?::FLOAT[16] AS "{name}"', [vectors.query(0)]
+    )
+    wanted = exact(con, vectors.query(0), 5)
+    for query in (f'"{name}"', f'asked."{name}"'):
+        for call in (
+            "vector_search('items', {}, 5)",
+            "vector_range_search('items', {}, {})",
+        ):
+            found = con.execute(
+                f"SELECT id, hit.distance FROM asked, "
+                f"{call.format(query, wanted[-1] + 1e-4)} AS hit ORDER BY hit.distance"
+            ).fetchall()
+            assert_same(found, wanted)
+
+
 def test_a_column_called_rowid_is_scanned_exactly(
     con: duckdb.DuckDBPyConnection, vectors: Vectors
 ) -> None:

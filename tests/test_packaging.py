@@ -4,6 +4,7 @@ import importlib
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,16 @@ PACKAGES: list[str] = PROJECT["tool"]["setuptools"]["packages"]
 # Source folders, and the package that each becomes.
 SOURCES = {"extension": "", "udfs": "duckvec/udfs", "sql": "duckvec/sql"}
 
+# Files beside them that are part of a source distribution.
+BESIDE = (
+    "CHANGELOG.md",
+    "LICENSE",
+    "MANIFEST.in",
+    "README.md",
+    "SECURITY.md",
+    "pyproject.toml",
+)
+
 
 def _shipped(source: str) -> set[str]:
     """The files of a source folder under the names that they have in the wheel."""
@@ -37,16 +48,19 @@ def _expected() -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A wheel built from a copy, so that no leftover of an earlier build gets in."""
-    copy = tmp_path_factory.mktemp("wheel") / "source"
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a source distribution, and the wheel that was built from it.
+
+    Made from a copy, so that no leftover of an earlier build gets in.
+    """
+    copy = tmp_path_factory.mktemp("build") / "source"
     copy.mkdir()
-    skip = shutil.ignore_patterns("*.egg-info", "__pycache__")
-    for source in SOURCES:
+    skip = shutil.ignore_patterns("*.egg-info", "__pycache__", "fixtures")
+    for source in (*SOURCES, "tests"):
         shutil.copytree(ROOT / source, copy / source, ignore=skip)
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in BESIDE:
         shutil.copy(ROOT / name, copy / name)
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation"]
+    command = [sys.executable, "-m", "build", "--no-isolation"]
     done = subprocess.run(
         [*command, "--outdir", str(copy.parent), str(copy)],
         capture_output=True,
@@ -54,8 +68,14 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    (built,) = copy.parent.glob("*.whl")
-    return built
+    return copy.parent
+
+
+@pytest.fixture(scope="module")
+def wheel(built: Path) -> Path:
+    """The wheel."""
+    (found,) = built.glob("*.whl")
+    return found
 
 
 def test_packages_in_pyproject_are_those_in_the_tree() -> None:
@@ -74,6 +94,25 @@ def test_the_wheel_holds_the_whole_package_and_nothing_else(wheel: Path) -> None
     assert inside == _expected()
     assert "duckvec/py.typed" in inside
     assert any(name.endswith(".sql") for name in inside)
+
+
+def test_the_source_distribution_holds_the_sources_and_no_half_of_the_tests(
+    built: Path,
+) -> None:
+    (path,) = built.glob("*.tar.gz")
+    with tarfile.open(path) as archive:
+        names = {
+            member.name.partition("/")[2]
+            for member in archive.getmembers()
+            if member.isfile() and ".egg-info/" not in member.name
+        }
+    sources = {
+        f.relative_to(ROOT).as_posix()
+        for source in SOURCES
+        for kind in ("*.py", "*.sql", "py.typed")
+        for f in (ROOT / source).rglob(kind)
+    }
+    assert names == {*sources, *BESIDE, "PKG-INFO", "setup.cfg"}
 
 
 def test_the_wheel_runs_on_any_machine_and_names_its_licence(wheel: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
@@ -18,9 +18,16 @@ from duckvec.forks import require_unforked
 from duckvec.install import install, uninstall
 from duckvec.instance import Instance
 from duckvec.keeper import FAILURES
-from duckvec.sql_text import quote_identifier
+from duckvec.query_arrays import as_batch, as_vector
+from duckvec.sql_text import parse_collection, quote_identifier
 from duckvec.states import Session
-from duckvec.tables import Caller, read_only, require_table, vector_columns
+from duckvec.tables import (
+    Caller,
+    find_table,
+    read_only,
+    unknown_table,
+    vector_columns,
+)
 
 # The text of the RuntimeError that DuckDB raises after Ctrl-C.
 BY_KEYBOARD = "Query interrupted"
@@ -28,6 +35,15 @@ BY_KEYBOARD = "Query interrupted"
 
 class VectorIndexes:
     """The vector indexes of one DuckDB instance, seen from one connection.
+
+    `duckvec.load` returns it; each method calls the SQL function of its name.
+
+    ```python
+    con = duckvec.connect("shop.db")
+    indexes = duckvec.load(con)
+    indexes.create("items", "IVF_FLAT", {"nlist": 256})
+    indexes.search("items", vector, k=5, filter="id < 1000").fetchall()
+    ```
 
     A context manager; closing it unloads duckvec from the connection and leaves the
     connection open. Use it where the connection may be used: DuckDB connections are
@@ -84,7 +100,15 @@ class VectorIndexes:
     def drop(
         self, collection: str, *, column_name: str | None = None
     ) -> dict[str, Any]:
-        """Drop an index, back to exact scans; writes to the database."""
+        """Drop an index, back to exact scans; writes to the database.
+
+        Returns:
+            A row as that of `create`, whose index_type is FLAT.
+
+        Raises:
+            duckdb.InvalidInputException: there is no such table or column. No index
+                there is no error.
+        """
         return self._row(
             "FROM drop_vector_index($collection, column_name := $column_name)",
             {"collection": collection, "column_name": column_name},
@@ -121,8 +145,9 @@ class VectorIndexes:
 
         Args:
             collection: a table, named as in SQL.
-            query: one vector (d,); or many: a 2-D array (nq, d), an Arrow column of
-                lists, or the name of a table with one vector column.
+            query: one vector (d,); or many: a 2-D array (nq, d), a column of vectors
+                of Arrow, pandas or Polars, or the name of a table with one vector
+                column.
             k: rows wanted for each query, 1 to 16384.
             params: search parameters of the index type.
             filter: one SQL expression over the table's columns, as after WHERE.
@@ -132,6 +157,11 @@ class VectorIndexes:
         Returns:
             The table's columns and `distance`. For many queries in an array or a
             column: `query_index` (0-based) first; for a table: its columns first.
+
+        Raises:
+            QueryError: the query is no vector, and no vectors.
+            UnknownCollectionError: no table has the query's name.
+            duckdb.InvalidInputException: the rest of the request is wrong.
         """
         options = {
             "collection": collection,
@@ -151,13 +181,10 @@ class VectorIndexes:
             source = call.format(query=f"__queries.{quote_identifier(vector)}")
             sql = f"SELECT * FROM {path} AS __queries, {source} AS __hits"
             return connection.sql(sql, params=options)
-        vectors = _as_batch(query)
+        vectors = as_batch(query)
         if vectors is None:
-            one = (
-                None if query is None else np.asarray(query, dtype=np.float64).tolist()
-            )
             sql = f"FROM {call.format(query='$query')}"
-            return connection.sql(sql, params={**options, "query": one})
+            return connection.sql(sql, params={**options, "query": as_vector(query)})
         duckvec_queries = pa.table(
             {"query_index": np.arange(len(vectors)), "query_vector": vectors}
         )
@@ -172,7 +199,7 @@ class VectorIndexes:
         return relation
 
     def indexes(self) -> duckdb.DuckDBPyRelation:
-        """Return vector_indexes() as a relation."""
+        """Return all indexes, a row for each, as a relation: `vector_indexes()`."""
         return self._open().sql("FROM vector_indexes()")
 
     def wait(self, timeout: float | None = None) -> None:
@@ -205,7 +232,10 @@ class VectorIndexes:
                         raise  # what others asked for is told to them
 
     def close(self) -> None:
-        """Take the functions away from the connection, which stays open."""
+        """Take the functions away from the connection, which stays open.
+
+        Closing again is no error; the other methods then raise ClosedError.
+        """
         if self._connection is not None:
             try:
                 uninstall(self._connection)
@@ -255,7 +285,13 @@ class VectorIndexes:
             .fetchall()[0]
         )
         with read_only(self._session.cursor()) as cursor:
-            table = require_table(cursor, name, Caller(self._session.number, *row))
+            table = find_table(cursor, name, Caller(self._session.number, *row))
+            if table is None:
+                raise unknown_table(
+                    cursor,
+                    parse_collection(name),
+                    "of a temporary table or a DataFrame, give the column itself",
+                )
         columns = vector_columns(table)
         if len(columns) != 1:
             raise QueryError(
@@ -273,6 +309,12 @@ def load(
     memory_limit: int | str | None = None,
 ) -> VectorIndexes:
     """Load duckvec into a DuckDB connection or cursor, and return a handle.
+
+    ```python
+    con = duckdb.connect("shop.db")
+    indexes = duckvec.load(con)
+    con.execute("FROM vector_search('items', ?, 10)", [vector]).fetchall()
+    ```
 
     Installs the SQL functions `create_vector_index`, `drop_vector_index`,
     `vector_compact`, `vector_search`, `vector_range_search`, `vector_explain`,
@@ -319,12 +361,21 @@ def connect(
 ) -> duckdb.DuckDBPyConnection:
     """Return `duckdb.connect(database, **options)` with duckvec loaded.
 
+    ```python
+    con = duckvec.connect("shop.db")
+    con.execute("FROM vector_indexes()").fetchall()
+    ```
+
     Args:
         database: path of the database file, or ":memory:".
         directory: where artifacts go; see `load`.
         background: whether new rows are indexed in the background; see `load`.
         memory_limit: what open segments and builds may hold; see `load`.
         options: further arguments of `duckdb.connect`, such as read_only=True.
+
+    Raises:
+        duckdb.Error: the database cannot be opened.
+        ParameterError: `background` is negative or no number.
     """
     con = duckdb.connect(database, **options)
     try:
@@ -344,29 +395,3 @@ def _as_text(params: Mapping[str, Any] | str | None) -> str | None:
     if params is None or isinstance(params, str):
         return params
     return json.dumps(dict(params))
-
-
-def _as_batch(query: Any) -> pa.Array | None:
-    """Return an Arrow column for many queries, None for a single vector."""
-    if query is None:
-        return None
-    if isinstance(query, (pa.Array, pa.ChunkedArray)):
-        if pa.types.is_floating(query.type) or pa.types.is_integer(query.type):
-            return None
-        return query
-    if (
-        isinstance(query, Sequence)
-        and query
-        and not isinstance(query[0], (Sequence, np.ndarray))
-    ):
-        return None
-    array = np.asarray(query)
-    if array.ndim == 1:
-        return None
-    if array.ndim != 2:
-        raise QueryError(
-            f"the query is an array of {array.ndim} dimensions; give one vector (1) "
-            "or many (2)"
-        )
-    flat = np.ascontiguousarray(array, dtype=np.float32).ravel()
-    return pa.FixedSizeListArray.from_arrays(pa.array(flat), array.shape[1])

@@ -297,7 +297,8 @@ class _Planner:
             raise unknown_table(
                 cursor,
                 parts,
-                "a temporary table, or one of an open transaction, needs column_name",
+                "a DataFrame, a temporary table, or one of an open transaction needs "
+                "column_name",
             )
         check_params(None, request.params, self.k or 1)
         text = unseen_text(

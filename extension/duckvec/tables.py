@@ -212,7 +212,8 @@ def require_table(
         raise unknown_table(
             cursor,
             parse_collection(collection),
-            "a temporary table, or one of an open transaction, cannot be indexed",
+            "a DataFrame, a temporary table, or one of an open transaction cannot be "
+            "indexed",
         )
     return table
 
