@@ -48,6 +48,8 @@ LAYERS = [
     "selectivity",
     "plan_text",
     "instance",
+    "progress",
+    "bars",
     "forks",
     "sessions",
     "stored_plans",

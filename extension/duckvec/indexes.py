@@ -12,7 +12,7 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from duckvec import background
+from duckvec import background, bars
 from duckvec.errors import ClosedError, ForkedError, QueryError
 from duckvec.forks import require_unforked
 from duckvec.install import install, uninstall
@@ -186,8 +186,11 @@ class VectorIndexes:
             TimeoutError: there is still work; it goes on.
         """
         until = None if timeout is None else time.monotonic() + timeout
-        self._open()
-        with background.guarded(self._instance, self._session):
+        connection = self._open()
+        with (
+            bars.following(self._instance, connection),
+            background.guarded(self._instance, self._session),
+        ):
             others = self._instance.keeper.pending()
             own = background.tend_all(self._instance)
             for task in (*others, own):
@@ -231,9 +234,11 @@ class VectorIndexes:
         return self._connection
 
     def _row(self, sql: str, values: dict[str, Any]) -> dict[str, Any]:
-        result = self._open().execute(sql, values)
-        names = [column[0] for column in result.description or ()]
-        return dict(zip(names, result.fetchall()[0], strict=True))
+        connection = self._open()
+        with bars.following(self._instance, connection):
+            result = connection.execute(sql, values)
+            names = [column[0] for column in result.description or ()]
+            return dict(zip(names, result.fetchall()[0], strict=True))
 
     def _query_table(self, name: str) -> tuple[str, str]:
         """Return the quoted path of a table of queries, and its vector column."""
