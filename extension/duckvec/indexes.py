@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
@@ -18,9 +17,14 @@ from duckvec.forks import require_unforked
 from duckvec.install import install, uninstall
 from duckvec.instance import Instance
 from duckvec.keeper import FAILURES
+from duckvec.projecting import Projection, project
+from duckvec.queries import as_batch, as_text
+from duckvec.requests import Request
 from duckvec.sql_text import quote_identifier
 from duckvec.states import Session
 from duckvec.tables import Caller, read_only, require_table, vector_columns
+from duckvec.tracking import UNSEALED
+from duckvec.tuning import Tuning, tune
 
 
 class VectorIndexes:
@@ -71,7 +75,7 @@ class VectorIndexes:
             {
                 "collection": collection,
                 "index_type": index_type,
-                "params": _as_text(params),
+                "params": as_text(params),
                 "column_name": column_name,
                 "metric": metric,
                 "index_file_size": index_file_size,
@@ -133,7 +137,7 @@ class VectorIndexes:
         options = {
             "collection": collection,
             "k": k,
-            "params": _as_text(params),
+            "params": as_text(params),
             "filter": filter,
             "column_name": column_name,
             "metric": metric,
@@ -148,7 +152,7 @@ class VectorIndexes:
             source = call.format(query=f"__queries.{quote_identifier(vector)}")
             sql = f"SELECT * FROM {path} AS __queries, {source} AS __hits"
             return connection.sql(sql, params=options)
-        vectors = _as_batch(query)
+        vectors = as_batch(query)
         if vectors is None:
             one = (
                 None if query is None else np.asarray(query, dtype=np.float64).tolist()
@@ -171,6 +175,82 @@ class VectorIndexes:
     def indexes(self) -> duckdb.DuckDBPyRelation:
         """Return vector_indexes() as a relation."""
         return self._open().sql("FROM vector_indexes()")
+
+    def tune(
+        self,
+        collection: str,
+        k: int = 10,
+        *,
+        sample: int = 100,
+        queries: Any = None,
+        settings: Sequence[Mapping[str, Any]] | None = None,
+        filter: str | None = None,
+        column_name: str | None = None,
+    ) -> Tuning:
+        """Measure what search parameters find and cost; the result recommends some.
+
+        Args:
+            collection: a table, named as in SQL.
+            k: rows wanted for each query, 1 to 16384.
+            sample: how many stored vectors are searched for, 1 to 10000.
+            queries: searched for instead: a 2-D array (nq, d). Stored vectors are
+                found more easily than new ones.
+            settings: search parameters to try; by default a sweep from the cheapest
+                to those that look at all rows, or at as many as they can.
+            filter: one SQL expression over the table's columns, as after WHERE.
+            column_name: the vector column, where the table has several.
+
+        Raises:
+            VectorIndexError: the request is wrong, or there is nothing to measure.
+            duckdb.Error: a search fails.
+        """
+        caller = self._caller()
+        request = Request(
+            collection, str(k), None, filter, column_name, None, transaction=UNSEALED
+        )
+        with bars.counting(f"tuning {collection}") as show:
+            return tune(
+                self._instance,
+                self._session,
+                request,
+                caller,
+                sample=sample,
+                queries=None if queries is None else np.asarray(queries, dtype=float),
+                settings=settings,
+                show=show,
+            )
+
+    def project(
+        self,
+        collection: str,
+        color_by: str | None = None,
+        *,
+        sample: int = 5000,
+        seed: int = 0,
+        column_name: str | None = None,
+    ) -> Projection:
+        """Return rows of a collection in two dimensions, by their principal components.
+
+        Args:
+            collection: a table, named as in SQL.
+            color_by: another column, whose values come along.
+            sample: how many rows at most, 1 to 10000, drawn at random.
+            seed: another one draws others.
+            column_name: the vector column, where the table has several.
+
+        Raises:
+            VectorIndexError: a name is wrong, or there is no vector.
+        """
+        return project(
+            self._instance,
+            self._session,
+            collection,
+            self._caller(),
+            color_by=color_by,
+            column_name=column_name,
+            sample=sample,
+            seed=seed,
+        )
 
     def wait(self, timeout: float | None = None) -> None:
         """Wait until nothing is left to do in the background; new rows are indexed.
@@ -240,8 +320,8 @@ class VectorIndexes:
             names = [column[0] for column in result.description or ()]
             return dict(zip(names, result.fetchall()[0], strict=True))
 
-    def _query_table(self, name: str) -> tuple[str, str]:
-        """Return the quoted path of a table of queries, and its vector column."""
+    def _caller(self) -> Caller:
+        """Return what names are resolved by on the connection now."""
         row = (
             self._open()
             .execute(
@@ -250,8 +330,12 @@ class VectorIndexes:
             )
             .fetchall()[0]
         )
+        return Caller(self._session.number, *row)
+
+    def _query_table(self, name: str) -> tuple[str, str]:
+        """Return the quoted path of a table of queries, and its vector column."""
         with read_only(self._session.cursor()) as cursor:
-            table = require_table(cursor, name, Caller(self._session.number, *row))
+            table = require_table(cursor, name, self._caller())
         columns = vector_columns(table)
         if len(columns) != 1:
             raise QueryError(
@@ -322,35 +406,3 @@ def connect(
         con.close()
         raise
     return con
-
-
-def _as_text(params: Mapping[str, Any] | str | None) -> str | None:
-    if params is None or isinstance(params, str):
-        return params
-    return json.dumps(dict(params))
-
-
-def _as_batch(query: Any) -> pa.Array | None:
-    """Return an Arrow column for many queries, None for a single vector."""
-    if query is None:
-        return None
-    if isinstance(query, (pa.Array, pa.ChunkedArray)):
-        if pa.types.is_floating(query.type) or pa.types.is_integer(query.type):
-            return None
-        return query
-    if (
-        isinstance(query, Sequence)
-        and query
-        and not isinstance(query[0], (Sequence, np.ndarray))
-    ):
-        return None
-    array = np.asarray(query)
-    if array.ndim == 1:
-        return None
-    if array.ndim != 2:
-        raise QueryError(
-            f"the query is an array of {array.ndim} dimensions; give one vector (1) "
-            "or many (2)"
-        )
-    flat = np.ascontiguousarray(array, dtype=np.float32).ravel()
-    return pa.FixedSizeListArray.from_arrays(pa.array(flat), array.shape[1])
