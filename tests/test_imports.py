@@ -82,6 +82,7 @@ LAYERS = [
     "queries",
     "indexes",
     "__init__",
+    "plots",
     "milvus.types",
     "milvus.checks",
     "milvus.results",

@@ -82,7 +82,7 @@ def project(
     points, shares = principal_components(vectors)
     columns: dict[str, Any] = {"x": points[:, 0], "y": points[:, 1]}
     if beside is not None:
-        columns["value"] = drawn.values
+        columns["value"] = _column(drawn.values)
     return Projection(table.name, column.name, beside, shares, pa.table(columns))
 
 
@@ -117,6 +117,14 @@ def principal_components(
         points[:, place] = centred @ axis
         shares[place] = max(0.0, float(values[-1 - place])) / total
     return points, (shares[0], shares[1])
+
+
+def _column(values: list[Any]) -> pa.Array:
+    """Return values as an Arrow column: as text where Arrow has no type for them."""
+    try:
+        return pa.array(values)
+    except pa.ArrowException:
+        return pa.array([None if value is None else str(value) for value in values])
 
 
 def _find_name(table: Table, name: str) -> str:

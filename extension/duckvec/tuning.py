@@ -65,8 +65,7 @@ class Tuning:
         Raises:
             ParameterError: none did, or it is no recall.
         """
-        if not 0 < recall <= 1:
-            raise ParameterError(f"recall = {recall} is outside (0, 1]")
+        check_recall(recall)
         rows = self.table.to_pylist()
         enough = [row for row in rows if row["recall"] >= recall]
         if not enough:
@@ -178,6 +177,12 @@ def tune(
         exact_ms=_median_ms(exact),
         table=pa.Table.from_pylist(rows),
     )
+
+
+def check_recall(recall: float) -> None:
+    """Raise ParameterError where a recall that is wanted is none."""
+    if not 0 < recall <= 1:
+        raise ParameterError(f"recall = {recall} is outside (0, 1]")
 
 
 def sweep(index: IndexState | None, k: int) -> list[dict[str, int]]:
