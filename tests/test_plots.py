@@ -209,12 +209,16 @@ def test_pictures_of_a_real_index(memory: Any, vectors: Vectors, tmp_path: Any) 
     handle = duckvec.load(memory)
     made = handle.create("items", "IVF_FLAT", PARAMS["IVF_FLAT"])
     memory.execute("ALTER TABLE items ADD COLUMN code UUID DEFAULT uuid()")
+    memory.execute("ALTER TABLE items ADD COLUMN mixed UNION(n INTEGER, t VARCHAR)")
+    memory.execute("UPDATE items SET mixed = id::INTEGER WHERE id % 2 = 0")
+    memory.execute("UPDATE items SET mixed = 'odd' WHERE id % 2 = 1")
     drawings: Any = enumerate(
         (
             plots.recall_curve(handle.tune("items", sample=3)),
             plots.build_costs([made])[0],
             plots.collection_map(handle.project("items", "price", sample=200)),
             plots.collection_map(handle.project("items", "code", sample=50)),
+            plots.collection_map(handle.project("items", "mixed", sample=50)),
         )
     )
     for number, drawn in drawings:

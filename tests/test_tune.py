@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import duckdb
@@ -14,7 +15,7 @@ import pytest
 import duckvec
 from duckvec import tuning
 from duckvec.errors import ColumnError, ParameterError, QueryError
-from duckvec.measuring import Runner
+from duckvec.measuring import Run, Runner
 from duckvec.projecting import principal_components
 from duckvec.tuning import Tuning
 from tests.data import PARAMS, Vectors, clustered, create, create_table, search
@@ -136,6 +137,42 @@ def test_the_exact_answers_are_computed_once(
         monkeypatch.setattr(Runner, name, counted)
     found = handle.tune("items", sample=7)
     assert calls == {"run": 1 + 7 * len(found.table), "run_exactly": 7}
+
+
+@pytest.mark.core
+def test_changes_meanwhile_do_not_count_as_misses(
+    handle: duckvec.VectorIndexes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    con = handle._open()
+    create(con, "IVF_FLAT")
+    writer, run = con.cursor(), Runner._run
+
+    def delete_after(*arguments: Any) -> Run:
+        found = run(*arguments)
+        writer.execute(
+            "DELETE FROM items WHERE id IN (SELECT id FROM items ORDER BY "
+            "list_distance(embedding::DOUBLE[], ?::DOUBLE[]) LIMIT 3)",
+            [arguments[-1].tolist()],
+        )
+        return found
+
+    monkeypatch.setattr(Runner, "_run", delete_after)
+    found = handle.tune("items", sample=5, settings=[{"nprobe": 32}] * 3)
+    assert found.table["recall"].to_pylist() == [1, 1, 1]
+
+
+def test_a_long_sweep_is_thinned_out() -> None:
+    segment = SimpleNamespace(params={"nlist": 16384}, row_count=1_000_000)
+    row = SimpleNamespace(
+        index_type="IVF_FLAT",
+        params={"nlist": 16384},
+        search_params={"nprobe": 77},
+    )
+    index: Any = SimpleNamespace(row=row, segments=[SimpleNamespace(row=segment)])
+    values = [setting["nprobe"] for setting in tuning.sweep(index, 10)]
+    assert len(values) == tuning.MOST_SETTINGS + 1
+    assert values == sorted(values)
+    assert (values[0], values[-1]) == (1, 16384) and 77 in values
 
 
 @pytest.mark.core
