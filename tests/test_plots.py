@@ -91,7 +91,6 @@ def points(ax: Any) -> dict[str, Any]:
     return {str(each.get_label()): each.get_offsets() for each in ax.collections}
 
 
-@pytest.mark.core
 def test_a_curve_shows_what_was_measured() -> None:
     ax: Any = plots.recall_curve([IVF, HNSW])
     lines = {str(line.get_label()): line for line in ax.lines}
@@ -110,7 +109,6 @@ def test_a_curve_shows_what_was_measured() -> None:
     assert len({lines[name].get_marker() for name in names}) == 2
 
 
-@pytest.mark.core
 def test_a_curve_of_one_scan_and_of_the_same_type_twice() -> None:
     ax: Any = plots.recall_curve(tuning("FLAT", ({}, 1.0, 5.0, "exact")), recall=1)
     assert legend(ax) == ["FLAT", "exact scan"]
@@ -123,7 +121,6 @@ def test_a_curve_of_one_scan_and_of_the_same_type_twice() -> None:
     assert to_hex(ax.lines[0].get_color()) == plots.OTHER_COLOUR
 
 
-@pytest.mark.core
 def test_costs_are_bars_with_their_numbers() -> None:
     both: Any = plots.build_costs(ROWS)
     left, right = both
@@ -137,7 +134,6 @@ def test_costs_are_bars_with_their_numbers() -> None:
     assert to_hex(left.patches[1].get_facecolor()) == plots.COLOURS["HNSW"]
 
 
-@pytest.mark.core
 def test_a_map_colours_the_most_frequent_values() -> None:
     values = [
         kind for number, kind in enumerate("abcdefghi") for _ in range(number + 1)
@@ -162,7 +158,6 @@ def test_a_map_colours_the_most_frequent_values() -> None:
     assert legend_of is not None and legend_of.get_title().get_text() == "kind"
 
 
-@pytest.mark.core
 @pytest.mark.parametrize(
     ("values", "numbers"),
     [
@@ -184,7 +179,6 @@ def test_numbers_and_times_have_a_scale(
     assert bar.get_ylabel() == "kind" and not legend(ax)
 
 
-@pytest.mark.core
 def test_few_whole_numbers_and_truths_are_values() -> None:
     assert legend(plots.collection_map(projection([1, 2, 2])))[0] == "2 (2)"
     assert (
@@ -194,7 +188,6 @@ def test_few_whole_numbers_and_truths_are_values() -> None:
     assert not legend(ax) and len(ax.collections[0].get_offsets()) == 60
 
 
-@pytest.mark.core
 def test_axes_that_are_given_are_drawn_on() -> None:
     figure, (first, second, third, fourth) = pyplot.subplots(1, 4)
     assert plots.recall_curve(IVF, ax=first) is first
@@ -227,7 +220,6 @@ def test_pictures_of_a_real_index(memory: Any, vectors: Vectors, tmp_path: Any) 
         assert file.read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.core
 def test_nothing_to_draw_is_an_error() -> None:
     with pytest.raises(ParameterError, match="tunings"):
         plots.recall_curve([])
@@ -238,7 +230,6 @@ def test_nothing_to_draw_is_an_error() -> None:
     assert not pyplot.get_fignums()
 
 
-@pytest.mark.core
 def test_without_matplotlib_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)

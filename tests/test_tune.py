@@ -207,7 +207,6 @@ def test_without_an_index_there_is_one_way_to_search(
         handle.tune("items")
 
 
-@pytest.mark.core
 @pytest.mark.parametrize(
     ("options", "kind", "sentence"),
     [
@@ -323,7 +322,6 @@ def test_directions_are_projected_where_the_index_compares_them(
     assert lengths[0] > 50 and lengths[1] < 1.1
 
 
-@pytest.mark.core
 @pytest.mark.parametrize("shape", [(1, 5), (2, 5), (40, 1), (40, 3), (3, 40), (30, 30)])
 def test_components_of_few_and_of_many_vectors(shape: tuple[int, int]) -> None:
     vectors = np.random.default_rng(1).standard_normal(shape).astype(np.float32)
@@ -342,7 +340,6 @@ def test_components_of_few_and_of_many_vectors(shape: tuple[int, int]) -> None:
         np.testing.assert_allclose(moved, points[order], atol=1e-6)
 
 
-@pytest.mark.core
 @pytest.mark.parametrize(
     ("options", "kind", "sentence"),
     [
