@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-BLUE, ORANGE, GREY = "#2f6db3", "#d9822b", "#8a8a8a"
+from duckvec.plots import BLUE, GREY, ORANGE
 
 
 def draw(results: Mapping[str, Any], path: Path) -> None:

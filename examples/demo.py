@@ -18,6 +18,7 @@ from pathlib import Path
 import duckdb
 
 import duckvec
+from duckvec import plots
 
 try:
     from matplotlib.axes import Axes
@@ -52,16 +53,7 @@ TYPES: dict[str, dict[str, int]] = {
     "HNSW": {"M": 16, "efConstruction": 200},
     "ANNOY": {"n_trees": 50},
 }
-COLOURS = {
-    "plain scan": "#4d4d4d",
-    "FLAT": "#1b4f9c",
-    "IVF_FLAT": "#009e73",
-    "IVF_SQ8": "#2393c2",
-    "IVF_PQ": "#d55e00",
-    "NSG": "#cc79a7",
-    "HNSW": "#a6761d",
-    "ANNOY": "#7a4fb5",
-}
+COLOURS = {"plain scan": "#4d4d4d", **plots.COLOURS}
 LIKE_THESE = ("django-core", "ec2ssh")
 
 SIMILAR = """

@@ -152,3 +152,17 @@ def test_a_join_with_a_frame_of_queries_answers_all_of_them(
         for distance in exact(memory, vectors.query(number), 4, column="vector")
     ]
     np.testing.assert_allclose(found["distance"], wanted, rtol=1e-4)
+
+
+def test_a_table_of_any_name_does_not_take_the_place_of_the_queries(
+    memory: duckdb.DuckDBPyConnection, vectors: Vectors
+) -> None:
+    create_table(memory, vectors)
+    for name in ("duckvec_queries", "vectors", "query", "hits"):
+        memory.execute(
+            f"CREATE TABLE {name} AS SELECT 7 AS query_index, embedding AS query_vector "
+            "FROM items LIMIT 0"
+        )
+    found = duckvec.load(memory).search("items", vectors.rows[:4], 1)
+    ids = found.order("query_index").project("query_index, id").fetchall()
+    assert ids == [(0, 0), (1, 1), (2, 2), (3, 3)]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -12,13 +11,15 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from duckvec import background
+from duckvec import background, bars
 from duckvec.errors import ClosedError, ForkedError, QueryError
 from duckvec.forks import require_unforked
 from duckvec.install import install, uninstall
 from duckvec.instance import Instance
 from duckvec.keeper import FAILURES
-from duckvec.query_arrays import as_batch, as_vector
+from duckvec.projecting import Projection, project
+from duckvec.queries import as_batch, as_text, as_vector
+from duckvec.requests import Request
 from duckvec.sql_text import parse_collection, quote_identifier
 from duckvec.states import Session
 from duckvec.tables import (
@@ -28,6 +29,8 @@ from duckvec.tables import (
     unknown_table,
     vector_columns,
 )
+from duckvec.tracking import UNSEALED
+from duckvec.tuning import Tuning, tune
 
 # The text of the RuntimeError that DuckDB raises after Ctrl-C.
 BY_KEYBOARD = "Query interrupted"
@@ -90,7 +93,7 @@ class VectorIndexes:
             {
                 "collection": collection,
                 "index_type": index_type,
-                "params": _as_text(params),
+                "params": as_text(params),
                 "column_name": column_name,
                 "metric": metric,
                 "index_file_size": index_file_size,
@@ -166,7 +169,7 @@ class VectorIndexes:
         options = {
             "collection": collection,
             "k": k,
-            "params": _as_text(params),
+            "params": as_text(params),
             "filter": filter,
             "column_name": column_name,
             "metric": metric,
@@ -185,22 +188,87 @@ class VectorIndexes:
         if vectors is None:
             sql = f"FROM {call.format(query='$query')}"
             return connection.sql(sql, params={**options, "query": as_vector(query)})
-        duckvec_queries = pa.table(
-            {"query_index": np.arange(len(vectors)), "query_vector": vectors}
-        )
-        source = call.format(query="__queries.query_vector")
-        relation = connection.sql(
-            "SELECT __queries.query_index, __hits.* "
-            f"FROM duckvec_queries AS __queries, {source} AS __hits "
-            "ORDER BY query_index ASC, __hits.distance ASC",
-            params=options,
-        )
-        del duckvec_queries
-        return relation
+        return _search_many(connection, call, vectors, options)
 
     def indexes(self) -> duckdb.DuckDBPyRelation:
         """Return all indexes, a row for each, as a relation: `vector_indexes()`."""
         return self._open().sql("FROM vector_indexes()")
+
+    def tune(
+        self,
+        collection: str,
+        k: int = 10,
+        *,
+        sample: int = 100,
+        queries: Any = None,
+        settings: Sequence[Mapping[str, Any]] | None = None,
+        filter: str | None = None,
+        column_name: str | None = None,
+    ) -> Tuning:
+        """Measure what search parameters find and cost; the result recommends some.
+
+        Args:
+            collection: a table, named as in SQL.
+            k: rows wanted for each query, 1 to 16384.
+            sample: how many stored vectors are searched for, 1 to 10000.
+            queries: searched for instead: a 2-D array (nq, d). Stored vectors are
+                found more easily than new ones.
+            settings: search parameters to try; by default a sweep from the cheapest
+                to those that look at all rows, or at as many as they can.
+            filter: one SQL expression over the table's columns, as after WHERE.
+            column_name: the vector column, where the table has several.
+
+        Raises:
+            VectorIndexError: the request is wrong, or there is nothing to measure.
+            duckdb.Error: a search fails.
+        """
+        caller = self._caller()
+        request = Request(
+            collection, str(k), None, filter, column_name, None, transaction=UNSEALED
+        )
+        with bars.counting(f"tuning {collection}") as show:
+            return tune(
+                self._instance,
+                self._session,
+                request,
+                caller,
+                sample=sample,
+                queries=None if queries is None else np.asarray(queries, dtype=float),
+                settings=settings,
+                show=show,
+            )
+
+    def project(
+        self,
+        collection: str,
+        color_by: str | None = None,
+        *,
+        sample: int = 5000,
+        seed: int = 0,
+        column_name: str | None = None,
+    ) -> Projection:
+        """Return rows of a collection in two dimensions, by their principal components.
+
+        Args:
+            collection: a table, named as in SQL.
+            color_by: another column, whose values come along.
+            sample: how many rows at most, 1 to 10000, drawn at random.
+            seed: another one draws others.
+            column_name: the vector column, where the table has several.
+
+        Raises:
+            VectorIndexError: a name is wrong, or there is no vector.
+        """
+        return project(
+            self._instance,
+            self._session,
+            collection,
+            self._caller(),
+            color_by=color_by,
+            column_name=column_name,
+            sample=sample,
+            seed=seed,
+        )
 
     def wait(self, timeout: float | None = None) -> None:
         """Wait until nothing is left to do in the background; new rows are indexed.
@@ -217,8 +285,11 @@ class VectorIndexes:
             BusyError: the tables change faster than their rows can be indexed.
         """
         until = None if timeout is None else time.monotonic() + timeout
-        self._open()
-        with background.guarded(self._instance, self._session):
+        connection = self._open()
+        with (
+            bars.following(self._instance, connection),
+            background.guarded(self._instance, self._session),
+        ):
             others = self._instance.keeper.pending()
             own = background.tend_all(self._instance)
             for task in (*others, own):
@@ -265,17 +336,19 @@ class VectorIndexes:
         return self._connection
 
     def _row(self, sql: str, values: dict[str, Any]) -> dict[str, Any]:
-        try:
-            result = self._open().execute(sql, values)
-        except (duckdb.InterruptException, RuntimeError) as error:
-            if self._session.calls.by_keyboard or str(error) == BY_KEYBOARD:
-                raise KeyboardInterrupt from error
-            raise
-        names = [column[0] for column in result.description or ()]
-        return dict(zip(names, result.fetchall()[0], strict=True))
+        connection = self._open()
+        with bars.following(self._instance, connection):
+            try:
+                result = connection.execute(sql, values)
+            except (duckdb.InterruptException, RuntimeError) as error:
+                if self._session.calls.by_keyboard or str(error) == BY_KEYBOARD:
+                    raise KeyboardInterrupt from error
+                raise
+            names = [column[0] for column in result.description or ()]
+            return dict(zip(names, result.fetchall()[0], strict=True))
 
-    def _query_table(self, name: str) -> tuple[str, str]:
-        """Return the quoted path of a table of queries, and its vector column."""
+    def _caller(self) -> Caller:
+        """Return what names are resolved by on the connection now."""
         row = (
             self._open()
             .execute(
@@ -284,8 +357,12 @@ class VectorIndexes:
             )
             .fetchall()[0]
         )
+        return Caller(self._session.number, *row)
+
+    def _query_table(self, name: str) -> tuple[str, str]:
+        """Return the quoted path of a table of queries, and its vector column."""
         with read_only(self._session.cursor()) as cursor:
-            table = find_table(cursor, name, Caller(self._session.number, *row))
+            table = find_table(cursor, name, self._caller())
             if table is None:
                 raise unknown_table(
                     cursor,
@@ -299,6 +376,27 @@ class VectorIndexes:
                 "queries has exactly one"
             )
         return table.path, columns[0].name
+
+
+def _search_many(
+    connection: duckdb.DuckDBPyConnection,
+    call: str,
+    vectors: pa.Array | pa.ChunkedArray,
+    options: dict[str, Any],
+) -> duckdb.DuckDBPyRelation:
+    # DuckDB finds the table by the variable's name, where no table has that: none does.
+    __duckvec_queries = pa.table(
+        {"query_index": np.arange(len(vectors)), "query_vector": vectors}
+    )
+    source = call.format(query="__queries.query_vector")
+    relation = connection.sql(
+        "SELECT __queries.query_index, __hits.* "
+        f"FROM __duckvec_queries AS __queries, {source} AS __hits "
+        "ORDER BY query_index ASC, __hits.distance ASC",
+        params=options,
+    )
+    del __duckvec_queries
+    return relation
 
 
 def load(
@@ -389,9 +487,3 @@ def connect(
         con.close()
         raise
     return con
-
-
-def _as_text(params: Mapping[str, Any] | str | None) -> str | None:
-    if params is None or isinstance(params, str):
-        return params
-    return json.dumps(dict(params))

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from duckvec.instance import Instance
-from duckvec.planner import plan_search
+from duckvec.planner import Route, plan_search
 from duckvec.requests import Request
 from duckvec.sql_text import quote_path
 from duckvec.states import Session
@@ -32,6 +32,7 @@ class Run:
 
     Attributes:
         text: the SQL text that the planner chose.
+        route: by which way it goes.
         distances: of the rows that it found, ascending.
         plan_seconds: what the planner took.
         run_seconds: what DuckDB took to parse, bind and run the text, and to return the
@@ -39,6 +40,7 @@ class Run:
     """
 
     text: str
+    route: Route
     distances: NDArray[np.float64]
     plan_seconds: float
     run_seconds: float
@@ -112,13 +114,19 @@ class Runner:
     def _run(self, request: Request, vector: NDArray[np.floating]) -> Run:
         values = {"vector": vector.tolist()}
         started = time.perf_counter()
-        text = plan_search(self._instance, self._session, request, self._caller).text
+        plan = plan_search(self._instance, self._session, request, self._caller)
         planned = time.perf_counter()
         found = self._cursor.execute(
             f"WITH __query AS (SELECT $vector::{self._element}[] AS vector)\n"
-            f"SELECT distance FROM (\n{text}\n) AS __hit({self._names})",
+            f"SELECT distance FROM (\n{plan.text}\n) AS __hit({self._names})",
             values,
         ).fetchall()
         ended = time.perf_counter()
         distances = np.array([row[0] for row in found], dtype=np.float64)
-        return Run(text, np.sort(distances), planned - started, ended - planned)
+        return Run(
+            plan.text,
+            plan.route,
+            np.sort(distances),
+            planned - started,
+            ended - planned,
+        )

@@ -6,20 +6,17 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-import duckdb
 import numpy as np
 from numpy.typing import NDArray
 
 from duckvec import finding
-from duckvec.errors import QueryError, shorten
+from duckvec.drawing import check_sample, draw
 from duckvec.instance import Instance
 from duckvec.keeper import heed
 from duckvec.measuring import Run, Runner
-from duckvec.metrics import METRICS
-from duckvec.planner import plan_search
-from duckvec.reader import find_dimension, usable_condition
+from duckvec.planner import Plan, plan_search
 from duckvec.requests import Request
-from duckvec.sql_text import parse_collection, quote_identifier
+from duckvec.sql_text import parse_collection
 from duckvec.states import IndexState, Session
 from duckvec.tables import (
     Caller,
@@ -31,8 +28,6 @@ from duckvec.tables import (
     unknown_table,
 )
 from duckvec.tracking import UNSEALED
-
-MAX_SAMPLE = 10_000
 
 
 @dataclass(frozen=True)
@@ -47,6 +42,25 @@ class RecallRequest:
     column_name: str | None
 
 
+@dataclass(frozen=True)
+class Subject:
+    """What searches are measured on.
+
+    Attributes:
+        table: what is searched.
+        column: its vector column.
+        index: the index of that column, if there is one.
+        plan: how the search is answered.
+        vectors: (s, d), stored ones to search with.
+    """
+
+    table: Table
+    column: VectorColumn
+    index: IndexState | None
+    plan: Plan
+    vectors: NDArray[np.floating]
+
+
 def measure_recall(
     instance: Instance, session: Session, request: RecallRequest, caller: Caller
 ) -> dict[str, Any]:
@@ -56,7 +70,7 @@ def measure_recall(
         VectorIndexError: the request is wrong, or there is nothing to measure.
         duckdb.Error: a search fails, by its filter for instance.
     """
-    sample = _check_sample(request.sample)
+    sample = check_sample(request.sample)
     search = Request(
         collection=request.collection,
         k=request.k,
@@ -66,20 +80,9 @@ def measure_recall(
         metric=None,
         transaction=UNSEALED,
     )
-    with read_only(session.cursor()) as cursor:
-        table = find_table(cursor, request.collection, caller)
-        if table is None:
-            raise unknown_table(
-                cursor,
-                parse_collection(request.collection),
-                "a temporary table, or one of an open transaction, cannot be measured",
-            )
-        column = find_column(table, request.column_name)
-        state = instance.database(cursor, table.database, table.database_oid)
-        index = finding.find_index(instance, state, table, column.name)
-        plan = plan_search(instance, session, search, caller)  # may be refused
-        vectors = _draw(cursor, table, column, index, sample)
-    with Runner(instance, session, caller, table, column) as runner:
+    subject = find_subject(instance, session, search, caller, sample)
+    vectors = subject.vectors
+    with Runner(instance, session, caller, subject.table, subject.column) as runner:
         with runner.snapshot():
             runner.run(search, vectors[0])  # opens files, and finds a guard
         pairs = []
@@ -89,62 +92,40 @@ def measure_recall(
                 found = runner.run(search, vector)
                 pairs.append((found, runner.run_exactly(search, vector)))
     return {
-        "recall": float(np.mean([_recall(*pair) for pair in pairs])),
+        "recall": float(np.mean([share_found(*pair) for pair in pairs])),
         "index_ms": 1000 * float(np.median([found.seconds for found, _ in pairs])),
         "exact_ms": 1000 * float(np.median([exact.seconds for _, exact in pairs])),
         "sample": len(vectors),
         "k": int(request.k or 0),
-        "params": json.dumps(plan.params),
+        "params": json.dumps(subject.plan.params),
     }
 
 
-def _check_sample(text: str | None) -> int:
-    try:
-        sample = 0 if text is None else int(text)
-    except ValueError:
-        raise QueryError(
-            f"sample = {shorten(text or '')} is no integer; give one in "
-            f"[1, {MAX_SAMPLE}]"
-        ) from None
-    if not 1 <= sample <= MAX_SAMPLE:
-        shown = shorten(text or "NULL")
-        raise QueryError(f"sample = {shown} is outside [1, {MAX_SAMPLE}]")
-    return sample
-
-
-def _draw(
-    cursor: duckdb.DuckDBPyConnection,
-    table: Table,
-    column: VectorColumn,
-    index: IndexState | None,
-    sample: int,
-) -> NDArray[np.floating]:
-    """Return so many vectors (s, d), the same ones as long as the table is the same.
-
-    Those with the smallest hashes: views have no row ids, and those of a table move.
+def find_subject(
+    instance: Instance, session: Session, search: Request, caller: Caller, sample: int
+) -> Subject:
+    """Return what a search is measured on, with so many stored vectors.
 
     Raises:
-        QueryError: there is no vector that a search can be made with.
+        VectorIndexError: the search is wrong, or there is nothing to measure.
     """
-    metric = METRICS[index.row.metric if index else "L2"]
-    dimension = index.row.dimension if index else None
-    dimension = dimension or find_dimension(cursor, table, column)
-    if dimension is not None:
-        name = quote_identifier(column.name)
-        found = cursor.execute(
-            f"SELECT {name} FROM {table.path} WHERE {name} IS NOT NULL "
-            f"AND ({usable_condition(column, dimension, metric)}) "
-            f"ORDER BY hash({name}) LIMIT {sample:d}"
-        ).fetchall()
-        if found:
-            kind = np.float32 if column.element == "FLOAT" else np.float64
-            return np.array([row[0] for row in found], dtype=kind)
-    raise QueryError(
-        f'there is no vector in "{column.name}" of {table.label} to measure with'
-    )
+    with read_only(session.cursor()) as cursor:
+        table = find_table(cursor, search.collection, caller)
+        if table is None:
+            raise unknown_table(
+                cursor,
+                parse_collection(search.collection),
+                "a temporary table, or one of an open transaction, cannot be measured",
+            )
+        column = find_column(table, search.column_name)
+        state = instance.database(cursor, table.database, table.database_oid)
+        index = finding.find_index(instance, state, table, column.name)
+        plan = plan_search(instance, session, search, caller)  # may be refused
+        vectors = draw(cursor, table, column, index, sample).vectors
+    return Subject(table, column, index, plan, vectors)
 
 
-def _recall(found: Run, exact: Run) -> float:
+def share_found(found: Run, exact: Run) -> float:
     """Return the share of the exact answer that was found, ties in any order.
 
     Both computed their distances by the same function of the same values.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 import threading
 import time
@@ -13,17 +14,12 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 import duckvec
+from duckvec.progress import POLL_SECONDS, follow
 from duckvec.shell.output import Result
-
-POLL_SECONDS = 0.05
-SLOW_SECONDS = 0.5  # sooner, no bar is worth its place
-_PROGRESS = """
-SELECT collection, index_type, progress FROM vector_indexes() WHERE state = 'building'
-"""
 
 
 class Session:
-    """A connection with duckvec loaded, and another one to look at its builds.
+    """A connection with duckvec loaded, and another one to look at its names.
 
     One thread calls `run`; the statement runs in a thread of its own meanwhile.
     """
@@ -116,12 +112,18 @@ class Session:
 
     def _wait(self, thread: threading.Thread) -> None:
         """Wait for a statement; draw a bar where it builds an index for long."""
-        thread.join(SLOW_SECONDS)
-        if not thread.is_alive():
-            return
+
+        def over(seconds: float) -> bool:
+            thread.join(seconds)
+            return not thread.is_alive()
+
         if self._errors is None or not self._errors.is_terminal:
-            while thread.is_alive():
-                thread.join(POLL_SECONDS)
+            while not over(POLL_SECONDS):
+                pass
+            return
+        works = follow(self.handle._instance, over)
+        first = next(works, None)
+        if first is None:
             return
         with Progress(
             TextColumn("{task.description}"),
@@ -131,27 +133,9 @@ class Session:
             console=self._errors,
             transient=True,
         ) as progress:
-            bar = progress.add_task("", total=1.0, visible=False)
-            while thread.is_alive():
-                building = self._building()
-                if building is not None:
-                    collection, index_type, done = building
-                    progress.update(
-                        bar,
-                        description=f"building {index_type} on {collection}",
-                        completed=done,
-                        visible=True,
-                    )
-                thread.join(POLL_SECONDS)
-
-    def _building(self) -> tuple[str, str, float] | None:
-        try:
-            rows = self._watch.execute(_PROGRESS).fetchall()
-        except (duckdb.InterruptException, RuntimeError):
-            raise KeyboardInterrupt from None  # Ctrl-C came while DuckDB was at it
-        except duckdb.Error:
-            return None
-        return rows[0] if rows else None
+            bar = progress.add_task("", total=1.0)
+            for work in itertools.chain([first], works):
+                progress.update(bar, description=work.label, completed=work.share)
 
 
 _WITHOUT_ROWS = {

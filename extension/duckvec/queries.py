@@ -1,4 +1,4 @@
-"""What Python users hand over as a query, turned into one vector or an Arrow column.
+"""What Python users hand over as queries and params, in the form that SQL takes.
 
 Lists, NumPy and Arrow arrays, and the columns of pandas, Polars and other data frames,
 which all speak Arrow's C stream: none of these libraries is imported here.
@@ -6,6 +6,8 @@ which all speak Arrow's C stream: none of these libraries is imported here.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,13 @@ import pyarrow as pa
 from duckvec.errors import QueryError
 
 _LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+
+
+def as_text(params: Mapping[str, Any] | str | None) -> str | None:
+    """Return params as JSON text, None where there are none."""
+    if params is None or isinstance(params, str):
+        return params
+    return json.dumps(dict(params))
 
 
 def as_batch(query: Any) -> pa.Array | pa.ChunkedArray | None:
