@@ -10,7 +10,15 @@ import pyarrow as pa
 import pytest
 
 import duckvec
-from tests.data import Vectors, arrow_table, assert_same, create, exact, search
+from tests.data import (
+    Vectors,
+    arrow_table,
+    assert_same,
+    create,
+    create_table,
+    exact,
+    search,
+)
 
 pytestmark = pytest.mark.core
 
@@ -160,8 +168,8 @@ def test_a_table_of_any_name_does_not_take_the_place_of_the_queries(
     create_table(memory, vectors)
     for name in ("duckvec_queries", "vectors", "query", "hits"):
         memory.execute(
-            f"CREATE TABLE {name} AS SELECT 7 AS query_index, embedding AS query_vector "
-            "FROM items LIMIT 0"
+            f"CREATE TABLE {name} AS "
+            "SELECT 7 AS query_index, embedding AS query_vector FROM items LIMIT 0"
         )
     found = duckvec.load(memory).search("items", vectors.rows[:4], 1)
     ids = found.order("query_index").project("query_index, id").fetchall()

@@ -6,17 +6,20 @@ import csv
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import duckdb
 import numpy as np
 import pytest
+from rich.console import Console
 
 import duckvec
-from duckvec.shell.output import Result, as_csv, as_json, as_markdown
+from duckvec.shell.output import Result, as_csv, as_json, as_markdown, print_box
 from duckvec.shell.running import Session, is_complete
 from tests.data import Vectors, create, create_table
 
@@ -135,6 +138,60 @@ def test_info_and_verify(indexed: Path) -> None:
     assert done.returncode == 1 and "missing" in done.stdout
 
 
+def test_verify_finds_what_became_of_table_and_catalog(indexed: Path) -> None:
+    with duckdb.connect(str(indexed)) as con:
+        con.execute("ALTER TABLE items DROP COLUMN embedding")
+    done = duckvec_command("verify", indexed)
+    assert done.returncode == 1 and "no column" in done.stdout
+    with duckdb.connect(str(indexed)) as con:
+        con.execute("DROP TABLE items")
+    done = duckvec_command("verify", indexed)
+    assert done.returncode == 1 and "no such table" in done.stdout
+    assert done.stderr == ""
+    with duckdb.connect(str(indexed)) as con:
+        con.execute("UPDATE duckvec.indexes SET index_type = 'NOPE'")
+    done = duckvec_command("verify", indexed)
+    assert done.returncode == 1 and "NOPE" in done.stdout
+
+
+def test_wide_rows_are_drawn_upright() -> None:
+    text = io.StringIO()
+    row = Result([f"column {n}" for n in range(14)], [list(range(14))])
+    print_box(Console(file=text, width=80), row)
+    lines = text.getvalue().splitlines()
+    assert len(lines) == 14 + 3 and all(len(line) <= 80 for line in lines)
+    assert [word for word in lines[14].split() if word != "│"] == ["column", "13", "13"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C is another thing there")
+def test_ctrl_c_ends_a_build_of_a_script(path: Path) -> None:
+    con = duckvec.connect(str(path))
+    rows = np.random.default_rng(0).standard_normal((40_000, 64)).astype(np.float32)
+    create_table(con, Vectors(rows, rows[:1]))
+    con.close()
+    build = (
+        "SELECT 'begun' AS state; CALL create_vector_index('items', 'HNSW', "
+        "{'M': 48, 'efConstruction': 500})"
+    )
+    process = subprocess.Popen(
+        [*COMMAND, str(path), "--csv", "-c", build],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **DRAWN},
+    )
+    assert process.stdout is not None
+    assert [process.stdout.readline() for _ in range(2)] == ["state\n", "begun\n"]
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    out, errors = process.communicate(timeout=60)
+    assert (process.returncode, out, errors) == (130, "", "interrupted\n")
+    con = duckvec.connect(str(path))
+    assert con.execute("FROM vector_indexes()").fetchall() == []
+    con.close()
+    assert list(path.with_name(path.name + ".duckvec").glob("*")) == []
+
+
 def test_info_without_an_index(path: Path) -> None:
     duckvec.connect(str(path)).close()
     done = duckvec_command("info", path)
@@ -237,11 +294,19 @@ def test_the_prompt(indexed: Path, history: Path) -> None:
     child.send("vector_sea\t")
     child.expect("vector_search")
     child.sendcontrol("c")
-    child.send("SELECT sum(hash(i)) FROM range(1000000000000) t(i);\r")
-    child.expect("range")
-    time.sleep(2)
-    child.sendintr()
-    child.expect("interrupted")
+    child.send(".x[/]\r")
+    child.expect_exact("no command .x[/]")
+    child.send("SELECT INTERVAL 2000000000 MONTHS;\r")
+    child.expect("duckvec>")
+    for seconds in (2, 4, 8, 16):  # which the prompt may take to begin
+        child.send("SELECT sum(hash(i)) FROM range(1000000000000) t(i);\r")
+        child.expect("range")
+        time.sleep(seconds)
+        child.sendintr()
+        if child.expect(["interrupted", pexpect.TIMEOUT], timeout=10) == 0:
+            break
+    else:
+        pytest.fail("Ctrl-C ended nothing")
     child.send("SELECT 40 + 2 AS answer;\r")
     child.expect("42")
     child.send(".quit\r")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import duckdb
+
 from duckvec.errors import VectorIndexError
 from duckvec.segments import Segment
 from duckvec.shell.output import Result
@@ -77,6 +79,8 @@ def verify(session: Session) -> list[Finding]:
         for index in list(state.indexes.values()):
             row = index.row
             name = f"{row.schema_name}.{row.table_name}"
+            if index.fault is not None:
+                findings.append(Finding(name, "catalog", index.fault))
             for segment in index.segments:
                 what = f"segment {segment.row.segment}"
                 findings.append(Finding(name, what, _wrong_with(segment)))
@@ -103,9 +107,14 @@ def _wrong_with(segment: Segment) -> str | None:
 
 def _wrong_count(session: Session, database: str, row: Any) -> str | None:
     path = quote_path((database, row.schema_name, row.table_name))
-    [(rows,)] = session.connection.execute(
-        f"SELECT count({quote_identifier(row.column_name)}) FROM {path}"
-    ).fetchall()
+    try:
+        [(rows,)] = session.connection.execute(
+            f"SELECT count({quote_identifier(row.column_name)}) FROM {path}"
+        ).fetchall()
+    except duckdb.CatalogException:
+        return "there is no such table; drop its index, or open the database to write"
+    except duckdb.BinderException:
+        return f"the table has no column {quote_identifier(row.column_name)}"
     counted = session.connection.execute(
         "SELECT indexed_rows, unindexed_rows, skipped_rows FROM vector_indexes() "
         "WHERE database_name = ? AND schema_name = ? AND collection = ? "

@@ -14,8 +14,8 @@ import duckvec as package
 from duckvec.errors import VectorIndexError, without_kind
 from duckvec.shell import checking
 from duckvec.shell.demo import run_demo
-from duckvec.shell.output import FORMATS, Result, print_box
-from duckvec.shell.running import Session, stdin_text
+from duckvec.shell.output import FORMATS, Result, print_box, report
+from duckvec.shell.running import FAILURES, Session, stdin_text
 
 FAILED, INTERRUPTED = 1, 130
 SQL = "sql"  # the command that runs where none is named
@@ -134,7 +134,7 @@ def _open(database: str, errors: Console, **options: Any) -> Session:
     try:
         return Session(database, errors=errors, **options)
     except (duckdb.Error, VectorIndexError) as error:
-        errors.print(without_kind(error), style="red", markup=False, highlight=False)
+        report(errors, without_kind(error))
         sys.exit(FAILED)
 
 
@@ -144,8 +144,8 @@ def _run(session: Session, texts: list[str], form: str | None, errors: Console) 
             for result in session.run(text):
                 if result is not None:
                     _print(result, form)
-    except duckdb.Error as error:
-        errors.print(without_kind(error), style="red", markup=False, highlight=False)
+    except FAILURES as error:
+        report(errors, without_kind(error))
         sys.exit(FAILED)
     except KeyboardInterrupt:
         errors.print("interrupted", style="red")

@@ -14,11 +14,14 @@ from typing import Any
 
 from rich import box
 from rich.console import Console, JustifyMethod
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
 WIDEST_LIST = 4
 """So many elements of a list are shown in a box, and then an ellipsis."""
+LEAST_WIDTH, MOST_BOXES = 8, 20
+"""A narrower column says nothing; and so many rows are drawn as boxes of their own."""
 
 
 @dataclass(frozen=True)
@@ -77,18 +80,39 @@ FORMATS: dict[str, Callable[[Result], str]] = {
 }
 
 
+def report(console: Console, sentence: str) -> None:
+    """Print an error."""
+    console.print(sentence, style="red", markup=False, highlight=False)
+
+
 def print_box(console: Console, result: Result) -> None:
-    """Draw the rows with box lines, and say how many there are."""
-    table = Table(box=box.SQUARE, header_style="bold", show_edge=True)
+    """Draw the rows with box lines, and say how many there are.
+
+    Where few rows are too wide for the console, each has a box with a line a column.
+    """
+    table = _new_table()
     for at, name in enumerate(result.names):
         justify: JustifyMethod = "right" if _is_numeric(result, at) else "left"
         table.add_column(Text(name), justify=justify, overflow="ellipsis")
     for row in result.rows:
         table.add_row(*(_cell(value) for value in row))
-    console.print(table)
+    wanted = Measurement.get(console, console.options, table).minimum
+    least = LEAST_WIDTH * len(result.names)
+    if max(wanted, least) <= console.width or not 0 < len(result.rows) <= MOST_BOXES:
+        console.print(table)
+    else:
+        for row in result.rows:
+            upright = _new_table(show_header=False)
+            for name, value in zip(result.names, row, strict=True):
+                upright.add_row(Text(name, style="bold"), _cell(value))
+            console.print(upright)
     count = len(result.rows)
     rows = "1 row" if count == 1 else f"{count:,} rows"
     console.print(f"first {rows}, and more" if result.more else rows, style="dim")
+
+
+def _new_table(**options: Any) -> Table:
+    return Table(box=box.SQUARE, header_style="bold", show_edge=True, **options)
 
 
 def _cell(value: Any) -> Text:

@@ -17,8 +17,8 @@ from rich.console import Console
 
 import duckvec
 from duckvec.errors import without_kind
-from duckvec.shell.output import print_box
-from duckvec.shell.running import Session, Stopwatch, is_complete
+from duckvec.shell.output import print_box, report
+from duckvec.shell.running import FAILURES, Session, Stopwatch, is_complete
 
 MOST_ROWS = 200
 HISTORY = Path("~/.duckvec_history")
@@ -105,7 +105,7 @@ def run_text(session: Session, text: str, console: Console, errors: Console) -> 
         return
     if text.startswith("."):
         if text not in COMMANDS:
-            errors.print(f"no command {text[:40]}; .help lists them", style="red")
+            report(errors, f"no command {text[:40]}; .help lists them")
             return
         text = COMMANDS[text]
     watch = Stopwatch()
@@ -117,8 +117,8 @@ def run_text(session: Session, text: str, console: Console, errors: Console) -> 
             watch = Stopwatch()
     except KeyboardInterrupt:
         errors.print("interrupted", style="red")
-    except duckdb.Error as error:
-        errors.print(without_kind(error), style="red", markup=False, highlight=False)
+    except FAILURES as error:
+        report(errors, without_kind(error))
 
 
 def _history() -> FileHistory:

@@ -17,6 +17,9 @@ import duckvec
 from duckvec.progress import POLL_SECONDS, follow
 from duckvec.shell.output import Result
 
+# What may come of a statement; the last two where Python has no such value.
+FAILURES = (duckdb.Error, OverflowError, ValueError)
+
 
 class Session:
     """A connection with duckvec loaded, and another one to look at its names.
@@ -60,7 +63,9 @@ class Session:
             most: rows to fetch of each; None fetches all.
 
         Raises:
-            duckdb.Error: a statement is wrong, or failed; those before it are done.
+            duckdb.Error: one is no SQL, and none was run; or one failed, and those
+                before it are done.
+            OverflowError, ValueError: Python has no value for one of the rows.
             KeyboardInterrupt: it was interrupted, and has stopped.
         """
         for statement in self.connection.extract_statements(text):
@@ -81,20 +86,25 @@ class Session:
     def _run_one(self, statement: Any, most: int | None) -> Result | None:
         answer: list[Result | None] = []
         failure: list[BaseException] = []
+        # Joining the thread would not do: once Ctrl-C came in the middle of it,
+        # Python 3.11 takes the thread for one that has ended.
+        ended = threading.Event()
 
         def work() -> None:
             try:
                 answer.append(self._fetch(statement, most))
             except BaseException as error:
                 failure.append(error)
+            finally:
+                ended.set()
 
-        thread = threading.Thread(target=work, name="duckvec-shell", daemon=True)
-        thread.start()
+        threading.Thread(target=work, name="duckvec-shell", daemon=True).start()
         try:
-            self._wait(thread)
+            self._wait(ended)
         except KeyboardInterrupt:
             self.connection.interrupt()
-            thread.join()
+            while not ended.wait(POLL_SECONDS):
+                self.connection.interrupt()  # it had not begun the time before
             raise
         if failure:
             raise failure[0]
@@ -110,18 +120,12 @@ class Session:
         rows = self.connection.fetchmany(most + 1)
         return Result(names, rows[:most], more=len(rows) > most)
 
-    def _wait(self, thread: threading.Thread) -> None:
+    def _wait(self, ended: threading.Event) -> None:
         """Wait for a statement; draw a bar where it builds an index for long."""
-
-        def over(seconds: float) -> bool:
-            thread.join(seconds)
-            return not thread.is_alive()
-
         if self._errors is None or not self._errors.is_terminal:
-            while not over(POLL_SECONDS):
-                pass
+            ended.wait()
             return
-        works = follow(self.handle._instance, over)
+        works = follow(self.handle._instance, ended.wait)
         first = next(works, None)
         if first is None:
             return
