@@ -13,8 +13,14 @@ import duckdb
 import numpy as np
 import pytest
 
-from duckvec.milvus import IndexType, Milvus, NotConnectError, ParamError, Status
-from duckvec.milvus.transactions import MOST_TRIES
+from duckvec.milvus import (
+    IndexType,
+    Milvus,
+    NotConnectError,
+    ParamError,
+    Status,
+    transactions,
+)
 from tests.data import clustered
 from tests.test_milvus import DIMENSION, create, filled, refused
 
@@ -109,7 +115,10 @@ class Rival:
 
 
 @pytest.mark.core
-def test_a_commit_that_fails_says_why(client: Milvus) -> None:
+def test_a_commit_that_fails_says_why(
+    client: Milvus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transactions, "LONGEST_PAUSE", 0.001)
     create(client)
     con = client._collections._con
     rival = Rival(con, "milvus.partitions VALUES ('test01', 'new')")
@@ -118,7 +127,7 @@ def test_a_commit_that_fails_says_why(client: Milvus) -> None:
     client._collections._con = con
     refused(status, Status.UNEXPECTED_ERROR)
     assert "Failed to commit" in status.message and "new" in status.message
-    assert rival.commits == MOST_TRIES
+    assert rival.commits == transactions.MOST_TRIES
     assert client.has_partition("test01", "new") == (Status(), False)
     assert client.create_partition("test01", "new").OK()
 
@@ -267,9 +276,14 @@ def test_closing_while_calls_wait(path: Path) -> None:
 
 
 @pytest.mark.core
-def test_ids_of_the_clock_are_new(client: Milvus) -> None:
+def test_new_ids_differ_while_the_clock_stands(
+    client: Milvus, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     create(client)
     vectors = np.zeros((1000, DIMENSION), dtype=np.float32)
-    taken = [client.insert("test01", vectors)[1] for _ in range(5)]
+    now = time.time_ns()
+    monkeypatch.setattr(time, "time_ns", lambda: now)
+    with Milvus(uri=str(path)) as other:
+        taken = [each.insert("test01", vectors)[1] for each in (client, other, client)]
     together = [each for ids in taken for each in ids]
-    assert together == sorted(set(together))
+    assert together == sorted(set(together)) and len(together) == 3000
