@@ -80,6 +80,27 @@ def test_a_search_looks_at_no_other_index(path: Path) -> None:
 
 
 @pytest.mark.core
+def test_one_query_finds_what_many_find(path: Path) -> None:
+    """Test the two statements of a search, with an index, and before and after it."""
+    with Milvus(uri=str(path)) as client:
+        vectors = filled(client, 600)
+        index = (IndexType.IVF_FLAT, {"nlist": 8})
+        for step in (None, lambda: client.create_index("test01", *index), None):
+            if step is not None:
+                assert step().OK()
+            status, many = client.search("test01", 5, vectors[:4], params={"nprobe": 8})
+            assert status.OK() and many.shape == (4, 5)
+            for number in range(4):
+                _, one = client.search(
+                    "test01", 5, vectors[number : number + 1], params={"nprobe": 8}
+                )
+                assert one.shape == (1, 5)
+                assert one[0].ids == many[number].ids
+                assert one[0].distances == many[number].distances
+            assert step is None or client.drop_index("test01").OK()
+
+
+@pytest.mark.core
 def test_parameters_after_the_table_was_made_anew_in_sql(path: Path) -> None:
     """Test that an index of a table that is gone does not say what a search takes."""
     with Milvus(uri=str(path)) as client:

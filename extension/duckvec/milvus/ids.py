@@ -10,7 +10,8 @@ class IdSource:
     """Gives ids from the clock, each once in this process.
 
     Only one process writes to a file, and unless it is set back, the clock is ahead of
-    the ids that earlier ones gave. Any thread may ask; `_lock` protects `_last` and is held for a moment.
+    the ids that earlier ones gave. Any thread may ask: `_lock` protects `_last`, and is
+    held for a moment.
     """
 
     def __init__(self) -> None:
