@@ -293,6 +293,19 @@ def test_entities_are_read_and_deleted(client: Milvus) -> None:
 
 
 @pytest.mark.core
+def test_there_is_nothing_to_compact_without_an_index(client: Milvus) -> None:
+    filled(client, 200)
+    assert client.compact("test01").OK()
+    assert client.create_index("test01", IndexType.IVF_FLAT, {"nlist": 4}).OK()
+    assert client.drop_index("test01").OK()
+    assert client.compact("test01").OK()
+    assert client.create_index("test01", IndexType.IVF_FLAT, {"nlist": 4}).OK()
+    client._collections._con.execute("DROP TABLE test01")
+    create(client)
+    assert client.compact("test01").OK()
+
+
+@pytest.mark.core
 def test_partitions(client: Milvus) -> None:
     create(client)
     vectors = clustered(300, DIMENSION).rows

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import duckdb
+
+from duckvec import catalog
 from duckvec.milvus.types import MetricType, Refused, Status
 from duckvec.sql_text import quote_path
 
@@ -27,6 +30,15 @@ class Collection:
     def table(self) -> str:
         """The quoted path of its table."""
         return table_path(self.database, self.name)
+
+    def index_type(self, con: duckdb.DuckDBPyConnection) -> str | None:
+        """Return its index's type in SQL, by the catalog; None without an index.
+
+        This is quick: `vector_indexes()` counts the rows of all tables.
+        """
+        return catalog.read_index_type(
+            con, self.database, MAIN, self.name, VECTOR_COLUMN
+        )
 
     def check_dimension(self, length: int) -> None:
         """Refuse vectors of another length."""

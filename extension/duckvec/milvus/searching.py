@@ -12,9 +12,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from duckvec import catalog
 from duckvec.milvus.checks import search_params
-from duckvec.milvus.collection import MAIN, VECTOR_COLUMN, Collection
+from duckvec.milvus.collection import VECTOR_COLUMN, Collection
 from duckvec.milvus.results import RowQueryResult, TopKQueryResult
 from duckvec.milvus.staging import registered
 from duckvec.milvus.transactions import in_transaction
@@ -43,9 +42,7 @@ def search(
     L2 distances are squared, and IP is the product itself, larger first: as Milvus has
     them. The collection has the queries' dimension, and the partitions.
     """
-    index_type = catalog.read_index_type(
-        con, collection.database, MAIN, collection.name, VECTOR_COLUMN
-    )
+    index_type = collection.index_type(con)
     values = {
         "collection": collection.table,
         "k": top_k,

@@ -20,6 +20,7 @@ from duckvec.indexes import VectorIndexes
 from duckvec.milvus.checks import check_index
 from duckvec.milvus.collection import (
     DEFAULT_PARTITION,
+    VECTOR_COLUMN,
     Collection,
     not_there,
     table_path,
@@ -207,19 +208,21 @@ class Collections:
             collection.table,
             index_type.sql_name,
             checked,
-            column_name="vector",
+            column_name=VECTOR_COLUMN,
             metric=collection.metric.name,
             index_file_size=collection.index_file_size,
         )
 
     def drop_index(self, collection: Collection) -> None:
         """Go back to FLAT."""
-        self._handle.drop(collection.table, column_name="vector")
+        self._handle.drop(collection.table, column_name=VECTOR_COLUMN)
 
     def compact(self, collection: Collection) -> None:
-        """Give back the space of deleted entities in the index."""
-        if self._index_row(collection) is not None:
-            self._handle.compact(collection.table, column_name="vector")
+        """Give back the space of deleted entities in the index, where there is one."""
+        if self._index_row(collection) is None:
+            return  # nor is there one of a table that was dropped in SQL
+        if collection.index_type(self._con) is not None:
+            self._handle.compact(collection.table, column_name=VECTOR_COLUMN)
 
     def index_of(self, collection: Collection) -> tuple[IndexType, dict[str, int], int]:
         """Return type, build parameters and bytes of a collection's index."""
