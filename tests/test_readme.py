@@ -65,7 +65,7 @@ def test_the_guide_from_milvus_runs_from_top_to_bottom(
         "0.0 [True, False]",
         "0.0 [False, False]",
         "0.0 [False, False]",
-        "<IndexType: FLAT>",
+        "FLAT",
         "(Status(code=0, message='Success'), 4997)",
         "[(1, (0.0, 0.0, 1.0), '_default', 0.0)]",
     ]
