@@ -2,15 +2,13 @@
 -- materialized common table expression; their result carries either a row or the
 -- sentence of an error. A scalar and a table macro share each name, so that
 -- CALL f(), FROM f() and SELECT f() all work.
+--
+-- Table macros wait for the call in rows that mean nothing, whose text
+-- __duckvec_pulses gives. It is folded while the statement is bound, with all arguments:
+-- a column among them is DuckDB's error, as it would be called for any row of many.
 
 CREATE OR REPLACE TEMP MACRO __duckvec_row(result) AS
     CASE WHEN result.error IS NULL THEN result."row" ELSE error(result.error) END;
-
--- Rows in so many chunks as nobody waits for, each of which a long call waits in for a
--- moment. Unnested, because range() would report progress, which DuckDB would draw.
-CREATE OR REPLACE TEMP MACRO __duckvec_pulses() AS TABLE
-SELECT unnest(range(2048)) AS pulse
-FROM (SELECT unnest(range(2048)) FROM (SELECT unnest(range(2048))));
 
 -- create_vector_index
 
@@ -65,7 +63,16 @@ WITH call AS MATERIALIZED (
             current_query_id(),
             pulse
         ) AS number
-        FROM __duckvec_pulses()
+        FROM query(
+            __duckvec_pulses([
+                collection,
+                index_type,
+                to_json(params)::VARCHAR,
+                column_name,
+                metric,
+                index_file_size::VARCHAR
+            ])
+        )
     )
     WHERE number IS NOT NULL
     LIMIT 1
@@ -111,7 +118,12 @@ WITH call AS MATERIALIZED (
             current_query_id(),
             pulse
         ) AS number
-        FROM __duckvec_pulses()
+        FROM query(
+            __duckvec_pulses([
+                collection,
+                column_name
+            ])
+        )
     )
     WHERE number IS NOT NULL
     LIMIT 1
@@ -157,7 +169,12 @@ WITH call AS MATERIALIZED (
             current_query_id(),
             pulse
         ) AS number
-        FROM __duckvec_pulses()
+        FROM query(
+            __duckvec_pulses([
+                collection,
+                column_name
+            ])
+        )
     )
     WHERE number IS NOT NULL
     LIMIT 1

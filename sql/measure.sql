@@ -52,7 +52,16 @@ WITH call AS MATERIALIZED (
             current_query_id(),
             pulse
         ) AS number
-        FROM __duckvec_pulses()
+        FROM query(
+            __duckvec_pulses([
+                collection,
+                k::VARCHAR,
+                sample::VARCHAR,
+                to_json(params)::VARCHAR,
+                filter,
+                column_name
+            ])
+        )
     )
     WHERE number IS NOT NULL
     LIMIT 1

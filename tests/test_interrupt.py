@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,7 +23,8 @@ from duckvec.errors import BuildCancelledError
 from duckvec.index_types import get_index_type
 from duckvec.measuring import Runner
 from duckvec.metrics import METRICS
-from tests.data import Vectors, create, create_table, search
+from tests.data import Vectors, clustered, create, create_table, search
+from tests.upkeep import eventually
 
 pytestmark = pytest.mark.core
 
@@ -226,3 +229,95 @@ def test_hnsw_adds_rows_in_blocks_that_are_short() -> None:
             cancelled=cancelled,
         )
     assert max(np.diff(asked)) < SOON
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "create_vector_index(x.n, 'FLAT')",
+        "drop_vector_index(x.n)",
+        "vector_compact(x.n)",
+        "vector_recall(x.n)",
+    ],
+)
+def test_a_column_is_no_argument_of_a_long_call(
+    con: duckdb.DuckDBPyConnection, vectors: Vectors, call: str
+) -> None:
+    create_table(con, vectors)
+    for sql in (
+        f"FROM (VALUES ('items'), ('items')) x(n), {call}",
+        f"SELECT (SELECT count(*) FROM {call}) FROM (VALUES ('items'), ('items')) x(n)",
+    ):
+        with pytest.raises(duckdb.BinderException):
+            con.execute(sql).fetchall()
+    assert con.execute("FROM vector_indexes()").fetchall() == []
+
+
+def test_an_interrupted_caller_leaves_the_work_of_others_alone(
+    con: duckdb.DuckDBPyConnection, path: Path, vectors: Vectors, step: _Step
+) -> None:
+    create_table(con, vectors)
+    create_table(con, vectors, "others")
+    cursors = [con.cursor() for _ in range(3)]
+    failures: list[BaseException] = []
+
+    def build(cursor: duckdb.DuckDBPyConnection, table: str) -> None:
+        duckvec.load(cursor)
+        try:
+            create(cursor, "FLAT", table)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = []
+    for cursor, table in zip(cursors, ("items", "others", "others"), strict=True):
+        threads.append(threading.Thread(target=build, args=(cursor, table)))
+        threads[-1].start()
+        assert step.began.wait(5)
+        time.sleep(0.3)
+    cursors[1].interrupt()
+    threads[1].join(5)
+    step.go_on.set()
+    for thread in threads:
+        thread.join(20)
+    assert [type(failure) for failure in failures] == [duckdb.InterruptException]
+    found = con.execute("SELECT collection, state FROM vector_indexes()").fetchall()
+    assert sorted(name for name, _ in found) == ["items", "others"]
+
+
+def test_what_was_given_up_holds_no_memory(
+    con: duckdb.DuckDBPyConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create_table(con, clustered(20_000, 32))  # three segments of a megabyte
+    instance = duckvec.load(con)._instance
+    flat = get_index_type("FLAT")
+    build, held = flat.build, []
+
+    def slow(*arguments: Any, **options: Any) -> Any:
+        held.append(instance.memory.held_bytes())
+        if len(held) == 3:
+            time.sleep(1)
+        return build(*arguments, **options)
+
+    monkeypatch.setattr(flat, "build", slow)
+    gc.collect()
+    gc.disable()
+    try:
+        with _after(0.8, con.interrupt), pytest.raises(duckdb.InterruptException):
+            create(con, "FLAT", index_file_size=1)
+        assert len(held) == 3 and held[-1] > 0
+        eventually(lambda: not instance.keeper.pending(), 10)
+        assert con.execute("FROM vector_indexes()").fetchall() == [], "it was committed"
+        eventually(lambda: not instance.memory.held_bytes(), 5)
+    finally:
+        gc.enable()
+
+
+def test_without_a_place_for_files_a_call_runs_all_the_same(
+    con: duckdb.DuckDBPyConnection, vectors: Vectors, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nowhere() -> None:
+        raise FileNotFoundError("no usable temporary directory")
+
+    create_table(con, vectors)
+    monkeypatch.setattr(tempfile, "TemporaryFile", nowhere)
+    assert create(con, "IVF_FLAT")["row_count"] == len(vectors.rows)

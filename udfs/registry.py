@@ -77,7 +77,8 @@ def long_udf(
                     values[0],
                     statement,
                     caller,
-                    (name, *values),
+                    name,
+                    tuple(values),
                     lambda: function(*values),
                 )
             except VectorIndexError:
@@ -119,3 +120,18 @@ def long_udf(
 def caller(session: int) -> int:
     """Return the thread that binds the statement: folded, it is the caller's."""
     return threading.get_ident()
+
+
+@udf("__duckvec_pulses", ("VARCHAR[]",), "VARCHAR", side_effects=False)
+def pulses(arguments: list[str | None]) -> str:
+    """Return the text of rows in so many chunks as nobody waits for.
+
+    A long call waits in each of them for a moment. They are unnested, because range()
+    would report progress, which DuckDB would draw.
+
+    Args:
+        arguments: those of the call, which must all be known while it is bound.
+    """
+    del arguments
+    inner = "SELECT unnest(range(2048)) AS pulse"
+    return f"{inner} FROM ({inner} FROM ({inner}))"

@@ -107,7 +107,7 @@ def tend_all(instance: Instance) -> Task:
     def work(task: Task) -> None:
         leftovers.retry()
         for state in _states(instance):
-            settle(instance, state).wait()
+            settle(instance, state).wait(cancels=False)
             if instance.databases.get(state.oid) is not state:
                 continue  # it was detached
             _prepare(task, instance, state)
@@ -224,7 +224,7 @@ def _submit(instance: Instance, state: DatabaseState) -> None:
     def work(task: Task) -> None:
         done = False
         with recording(*_wanting(state)):
-            settle(instance, state).wait()
+            settle(instance, state).wait(cancels=False)
         if instance.databases.get(state.oid) is not state:
             return  # it was detached
         for index in _wanting(state):

@@ -61,12 +61,16 @@ class Bar:
 
 @contextlib.contextmanager
 def following(
-    instance: Instance, connection: duckdb.DuckDBPyConnection
+    instance: Instance, connection: duckdb.DuckDBPyConnection | None = None
 ) -> Iterator[None]:
     """Show a bar while the body waits for what an instance builds.
 
     A thread draws it, because the body waits inside DuckDB; it ends with the body.
-    DuckDB's own bar, which knows nothing of the build, is off meanwhile.
+
+    Args:
+        instance: the DuckDB instance.
+        connection: one that the body runs a statement on; DuckDB's own bar for it,
+            which knows nothing of the build, is off meanwhile.
     """
     tqdm = find_tqdm()
     if tqdm is None:
@@ -76,7 +80,10 @@ def following(
     thread = threading.Thread(
         target=_draw, args=(tqdm, instance, ended), name="duckvec-bar", daemon=True
     )
-    with _without_bar_of_duckdb(connection):
+    quiet: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+    if connection is not None:
+        quiet = _without_bar_of_duckdb(connection)
+    with quiet:
         thread.start()
         try:
             yield

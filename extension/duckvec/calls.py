@@ -26,6 +26,9 @@ CTRL_C_PULSES = 3
 # The work was given up where nobody waited for so long, and at so many looks: where the
 # whole process stood still, those who wait come first.
 ABANDONED_SECONDS, ABANDONED_LOOKS = 0.4, 6
+# A commit waits so long, so many times, for a sign that the statement goes on, which
+# takes a millisecond unless the machine is very busy.
+CONFIRM_SECONDS, CONFIRM_LOOKS = 0.1, 8
 
 _numbers = itertools.count(1)
 
@@ -34,7 +37,7 @@ class Call:
     """Work in a thread of its own, as long as somebody waits for it.
 
     `wait_a_moment` and `cancel` may be called by any thread; `check` is called by the
-    work's own thread, now and then.
+    work's own thread, now and then, and `confirm` by the thread that commits for it.
     """
 
     def __init__(self, name: str, work: Callable[[], Any], caller: int) -> None:
@@ -45,6 +48,9 @@ class Call:
         self._name = name
         self._work = work
         self._done = threading.Event()
+        # Protects what follows it; a pulse waits on it for the end, or to be let go of.
+        self._changed = threading.Condition()
+        self._pulses, self._asked = 0, False
         self._cancelled = False
         self._beats = self._seen = 0
         self._looks = 0
@@ -59,16 +65,43 @@ class Call:
 
     def wait_a_moment(self) -> bool:
         """Wait for a moment; return whether the work has ended."""
-        self._beats += 1
-        ended = self._done.wait(PULSE_SECONDS)
-        self._beats += 1
-        return ended
+        with self._changed:
+            self._beats += 1
+            self._pulses += 1
+            self._changed.notify_all()
+            self._changed.wait_for(
+                lambda: self._done.is_set() or self._asked, PULSE_SECONDS
+            )
+            self._beats += 1
+        return self._done.is_set()
 
-    @property
-    def saw_ctrl_c(self) -> bool:
-        """Whether Ctrl-C was pressed some pulses ago: Python's own error comes first.
+    def confirm(self) -> None:
+        """Let the statement come again, which it does unless it was interrupted.
 
-        Else it would still wait for the main thread, and come once that has left.
+        Raises:
+            InterruptedCallError: it was, and nothing may be changed any more.
+        """
+        with self._changed:
+            pulses, self._asked = self._pulses, True
+            self._changed.notify_all()
+            try:
+                comes = any(
+                    self._changed.wait_for(
+                        lambda: self._pulses > pulses or self._cancelled,
+                        CONFIRM_SECONDS,
+                    )
+                    for _ in range(CONFIRM_LOOKS)
+                )
+            finally:
+                self._asked = False
+        if not comes or self._cancelled:
+            raise InterruptedCallError(self._name)
+
+    def heard_ctrl_c(self) -> bool:
+        """Tell, once a pulse, whether Ctrl-C was pressed some pulses ago.
+
+        Python's own error comes first: else it would still wait for the main thread,
+        and come once that has left.
         """
         if self._ctrl_c and not self._done.is_set():
             self._ctrl_c_pulses += 1
@@ -76,7 +109,9 @@ class Call:
 
     def cancel(self, timeout: float | None = None) -> None:
         """Stop the work at its next check, and wait so long for that."""
-        self._cancelled = True
+        with self._changed:
+            self._cancelled = True
+            self._changed.notify_all()
         if timeout is not None:
             self._done.wait(timeout)
 
@@ -100,7 +135,7 @@ class Call:
         try:
             with (
                 noticing(is_main_thread(self._caller)) as self._ctrl_c,
-                heeding(self.check),
+                heeding(self.check, self.confirm),
             ):
                 self.result = self._work()
                 self._ctrl_c = None
@@ -108,7 +143,9 @@ class Call:
             self.error = error
         finally:
             self._work, self._ctrl_c = _nothing, None
-            self._done.set()
+            with self._changed:
+                self._done.set()
+                self._changed.notify_all()
 
 
 class Calls:

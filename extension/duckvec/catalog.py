@@ -136,6 +136,31 @@ def read_rows(
     )
 
 
+def read_index_type(
+    cursor: duckdb.DuckDBPyConnection,
+    database: str,
+    schema: str,
+    table: str,
+    column: str,
+) -> str | None:
+    """Return the type of a column's index as it was committed last; None without one.
+
+    It is one small read, and does not look whether the table is still the same one.
+    """
+    try:
+        rows = cursor.execute(
+            f"SELECT index_type FROM {schema_path(database)}.indexes "
+            "WHERE lower(schema_name) = lower($schema_name) "
+            "AND lower(table_name) = lower($table_name) "
+            "AND lower(column_name) = lower($column_name) "
+            "AND index_file_size > 0",  # it is 0 after a drop
+            {"schema_name": schema, "table_name": table, "column_name": column},
+        ).fetchall()
+    except duckdb.CatalogException:
+        return None  # the database has no catalog
+    return str(rows[0][0]) if rows else None
+
+
 def replace_index(
     cursor: duckdb.DuckDBPyConnection,
     database: str,

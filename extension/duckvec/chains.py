@@ -128,6 +128,7 @@ def commit_epoch(
                         change(cursor)
                     catalog.insert_epoch(cursor, state.name, epoch, version)
                     catalog.delete_epochs(cursor, state.name, epoch)
+                    task.confirm()
                     cursor.execute("COMMIT")
                     state.catalog_version = version
                     state.count_commit(epoch, number)

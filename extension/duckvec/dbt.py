@@ -24,7 +24,7 @@ from dbt.adapters.duckdb.plugins import BasePlugin
 from duckvec.errors import ParameterError
 from duckvec.indexes import load
 
-_OPTIONS = ("directory", "background")
+_OPTIONS = ("directory", "background", "memory_limit")
 
 
 class Plugin(BasePlugin):
@@ -33,7 +33,8 @@ class Plugin(BasePlugin):
     def initialize(self, plugin_config: dict[str, Any]) -> None:
         """Take the options of `duckvec.load` from the plugin's configuration.
 
-        dbt-duckdb mixes the profile's `settings` into it.
+        dbt-duckdb mixes the profile's `settings` into it: those are DuckDB's, its
+        memory_limit too.
 
         Raises:
             ParameterError: it holds something else.
@@ -42,11 +43,13 @@ class Plugin(BasePlugin):
         for name in plugin_config:
             if name not in _OPTIONS and name not in settings:
                 raise ParameterError(
-                    f'duckvec.dbt has no option "{name}"; there are directory and '
-                    "background"
+                    f'duckvec.dbt has no option "{name}"; there are '
+                    f"{', '.join(_OPTIONS)}"
                 )
         self._options = {
-            name: plugin_config[name] for name in _OPTIONS if name in plugin_config
+            name: plugin_config[name]
+            for name in _OPTIONS
+            if name in plugin_config and name not in settings
         }
 
     def configure_connection(self, conn: duckdb.DuckDBPyConnection) -> None:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from duckvec.index_types.base import Estimate, Sketch
 from duckvec.metrics import normalize_rows
 from duckvec.policy import segment_capacity
-from duckvec.reader import BATCH_ROWS, count_rows
+from duckvec.reader import BATCH_ROWS, count_rows, usable_condition
 from duckvec.sql_text import quote_identifier
 from duckvec.writer import Order
 
@@ -57,10 +57,11 @@ class Rows:
 
     def draw(self, rows: int) -> NDArray[np.float32]:
         """Return so many rows (s, d), always the same, prepared as for a build."""
-        name = quote_identifier(self.order.column.name)
+        column = self.order.column
+        usable = usable_condition(column, self.dimension, self.order.metric)
         found = self.cursor.execute(
-            f"SELECT {name}::FLOAT[{self.dimension:d}] AS vector "
-            f"FROM {self.order.table.path} WHERE {name} IS NOT NULL "
+            f"SELECT {quote_identifier(column.name)}::FLOAT[{self.dimension:d}] "
+            f"AS vector FROM (FROM {self.order.table.path} WHERE {usable}) "
             f"USING SAMPLE reservoir({rows:d} ROWS) REPEATABLE (1)"
         ).fetchnumpy()
         drawn = np.array([*found["vector"]], dtype=np.float32)

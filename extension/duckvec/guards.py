@@ -208,7 +208,7 @@ def _pin(instance: Instance, session: Session, state: DatabaseState) -> Guard | 
     for _ in range(PIN_TRIES):  # the watch may come first where this thread was slow
         arming = hold_guard(instance, session, state)
         if arming is not None:
-            arming.wait()
+            arming.wait(cancels=False)
         with instance.lock:
             guard = session.guards.get(state.oid)
             if guard is not None and guard.armed:

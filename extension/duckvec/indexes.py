@@ -285,9 +285,9 @@ class VectorIndexes:
             BusyError: the tables change faster than their rows can be indexed.
         """
         until = None if timeout is None else time.monotonic() + timeout
-        connection = self._open()
+        self._open()
         with (
-            bars.following(self._instance, connection),
+            bars.following(self._instance),
             background.guarded(self._instance, self._session),
         ):
             others = self._instance.keeper.pending()

@@ -35,16 +35,20 @@ _waiting = threading.local()
 
 
 @contextlib.contextmanager
-def heeding(check: Callable[[], None]) -> Iterator[None]:
-    """Have `check` called now and then while this thread waits for tasks.
+def heeding(check: Callable[[], None], confirm: Callable[[], None]) -> Iterator[None]:
+    """Ask those that this thread works for whether they still wait.
 
-    What it raises ends the wait, and cancels the task.
+    Args:
+        check: called now and then while this thread waits for tasks. What it raises
+            ends the wait, and cancels the task.
+        confirm: called in a task of this thread's before it commits; what it raises
+            ends the task.
     """
-    _waiting.check = check
+    _waiting.check, _waiting.confirm = check, confirm
     try:
         yield
     finally:
-        del _waiting.check
+        del _waiting.check, _waiting.confirm
 
 
 def heed() -> None:
@@ -64,11 +68,13 @@ class Task:
         name: what it does, for people.
         progress: how much of it is done, 0 to 1.
         before: returns the task that its thread is at.
+        confirm: called before what cannot be undone; raises where nobody waits for it.
     """
 
     def __init__(self, name: str, work: Callable[[Task], Any]) -> None:
         self.name = name
         self.before: Callable[[], Task | None] = _nobody
+        self.confirm: Callable[[], None] = _nothing_to_ask
         self.progress = 0.0
         self._work = work
         self._done = threading.Event()
@@ -161,7 +167,7 @@ class Task:
         ours keeps the file open when the connection is closed next. Long work goes on.
         """
         try:
-            self.wait(seconds)
+            self.wait(seconds, cancels=False)
         except FAILURES as error:  # TimeoutError among them
             logger.debug("%s", error)
         return self.done
@@ -181,6 +187,10 @@ class Task:
                 error,
                 exc_info=not expected,
             )
+            # Its frames hold what the work had in hand: vectors, for example.
+            for each in (error, error.__context__, error.__cause__):
+                if each is not None:
+                    each.with_traceback(None)
         finally:
             self._work = _nothing
             self._done.set()
@@ -206,8 +216,12 @@ class Keeper:
         self._stopping = False
 
     def submit(self, name: str, work: Callable[[Task], Any]) -> Task:
-        """Queue a piece of work, and start the thread where none runs."""
+        """Queue work of the caller's, and start the thread where none runs."""
         task = Task(name, work)
+        task.confirm = getattr(_waiting, "confirm", _nothing_to_ask)
+        return self._queue_up(task)
+
+    def _queue_up(self, task: Task) -> Task:
         task.before = lambda: self._current
         with self._lock:
             if not self._stopping:
@@ -232,7 +246,7 @@ class Keeper:
         for task in self.pending():
             if task.name == name and (join or task is not current):
                 return task
-        return self.submit(name, work)
+        return self._queue_up(Task(name, work))
 
     def watch(self, look: Callable[[], float | None]) -> None:
         """Call `look` now and then, between tasks, as long as it wants to.
@@ -316,6 +330,10 @@ class Keeper:
         with self._lock:
             if self._look is look:
                 self._look = None
+
+
+def _nothing_to_ask() -> None:
+    """Stand in for asking whether anybody waits: for work of the background."""
 
 
 def _nobody() -> Task | None:

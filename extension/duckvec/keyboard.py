@@ -53,14 +53,13 @@ def noticing(wanted: bool) -> Iterator[Noticed]:
     if register is None or not wanted or not _lock.acquire(blocking=False):
         yield Noticed(None)
         return
-    try:
-        with tempfile.TemporaryFile() as file:
+    with contextlib.ExitStack() as stack:
+        stack.callback(_lock.release)
+        noticed = Noticed(None)
+        with contextlib.suppress(OSError):  # no place for files, for example
+            file = stack.enter_context(tempfile.TemporaryFile())
             register(signal.SIGINT, file, all_threads=False, chain=True)
+            stack.callback(faulthandler.unregister, signal.SIGINT)
             noticed = Noticed(file.fileno())
-            try:
-                yield noticed
-            finally:
-                noticed.close()
-                faulthandler.unregister(signal.SIGINT)
-    finally:
-        _lock.release()
+            stack.callback(noticed.close)
+        yield noticed

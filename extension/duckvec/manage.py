@@ -75,7 +75,7 @@ def create(
     order, state = check_request(instance, session, request, caller)
     table = order.table
     _require_writable(instance, table, state, "indexed")
-    finding.settle(instance, state).wait()
+    finding.settle(instance, state).wait(cancels=False)
     _ensure_catalog(instance, state)
 
     def work(task: Task) -> dict[str, Any]:
@@ -216,7 +216,7 @@ def _drop_of_gone_table(
                 if not same_table or column_name not in (None, row.column_name):
                     continue
                 if not _is_there(session, state, row):
-                    finding.settle(instance, state).wait()
+                    finding.settle(instance, state).wait(cancels=False)
                     if index.row is not row:
                         return None  # it has another name now
                     if state.indexes.get(row.key) is index:

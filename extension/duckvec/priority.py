@@ -51,7 +51,11 @@ def call_apart(
 
     worker = threading.Thread(target=run, name="duckvec-builder", daemon=True)
     _running.add(worker)
-    worker.start()
+    try:
+        worker.start()
+    except RuntimeError:  # no thread is to be had
+        _running.discard(worker)
+        raise
     try:
         while not wait([future], POLL_SECONDS).done:
             check()

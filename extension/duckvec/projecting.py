@@ -123,7 +123,7 @@ def _column(values: list[Any]) -> pa.Array:
     """Return values as an Arrow column: as text where Arrow has no type for them."""
     try:
         return pa.array(values)
-    except pa.ArrowException:
+    except (pa.ArrowException, OverflowError):
         return pa.array([None if value is None else str(value) for value in values])
 
 

@@ -53,7 +53,9 @@ def as_batch(query: Any) -> pa.Array | pa.ChunkedArray | None:
             f"the query is an array of {array.ndim} dimensions; give one vector (1) "
             "or many (2)"
         )
-    flat = np.ascontiguousarray(array, dtype=np.float32).ravel()
+    # DuckDB computes in the column's own precision.
+    kind = np.float64 if array.dtype == np.float64 else np.float32
+    flat = np.ascontiguousarray(array, dtype=kind).ravel()
     return pa.FixedSizeListArray.from_arrays(pa.array(flat), array.shape[1])
 
 

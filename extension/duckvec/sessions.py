@@ -97,7 +97,8 @@ def pulse(
     session: int,
     statement: int,
     caller: int,
-    key: Hashable,
+    name: str,
+    arguments: Hashable,
     work: Callable[[], dict[str, Any]],
 ) -> int | None:
     """Wait a moment for the work of a statement, which begins with the first call.
@@ -109,11 +110,11 @@ def pulse(
         VectorIndexError: the connection is not loaded any more.
     """
     _, own = find_session(session)
-    call = own.calls.begin_once(statement, caller, key, str(key), work)
+    call = own.calls.begin_once(statement, caller, (name, arguments), name, work)
     with contextlib.suppress(KeyboardInterrupt):
         if call.wait_a_moment():
             return call.number
-        if not call.saw_ctrl_c:
+        if not call.heard_ctrl_c():
             return None
     # Raised here it would arrive as an error of this function. Interrupted, the
     # statement ends before the next pulse, with DuckDB's own error.

@@ -10,6 +10,7 @@ A script for pymilvus 1.x changes its import and its connection, and nothing els
 docs/migrating-from-milvus.md.
 """
 
+from duckvec import __version__
 from duckvec.milvus.client import Milvus
 from duckvec.milvus.results import QueryResult, RowQueryResult, TopKQueryResult
 from duckvec.milvus.types import (
@@ -44,4 +45,5 @@ __all__ = [
     "Status",
     "TopKQueryResult",
     "VersionError",
+    "__version__",
 ]

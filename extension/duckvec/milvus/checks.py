@@ -23,7 +23,7 @@ LARGEST_DIMENSION = 32768
 LARGEST_INDEX_FILE_SIZE = 4096
 LARGEST_TOP_K = 16384
 LONGEST_NAME = 255
-INT64 = np.iinfo(np.int64)
+LARGEST_ID = int(np.iinfo(np.int64).max)
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
@@ -68,6 +68,28 @@ def check_int(name: str, value: object) -> int:
     return int(value)
 
 
+def check_index_type(value: object) -> IndexType:
+    """Return an index type, given as itself or as its number; INVALID is none."""
+    try:
+        kind = IndexType(check_int("index_type", value))
+    except ValueError as error:
+        raise illegal("index_type", value) from error
+    if kind is IndexType.INVALID:
+        raise illegal("index_type", kind)
+    return kind
+
+
+def check_metric_type(value: object) -> MetricType:
+    """Return a metric, given as itself or as its number; INVALID is none."""
+    try:
+        metric = MetricType(check_int("metric_type", value))
+    except ValueError as error:
+        raise illegal("metric_type", value) from error
+    if metric is MetricType.INVALID:
+        raise illegal("metric_type", metric)
+    return metric
+
+
 def check_within(value: int, most: int, code: int, message: str) -> int:
     """Return a value from 1 to `most`; `message` says it and which are right."""
     if not 1 <= value <= most:
@@ -84,9 +106,7 @@ def check_collection(param: object) -> tuple[str, int, int, MetricType]:
     size = check_int(
         "index_file_size", param.get("index_file_size", DEFAULT_INDEX_FILE_SIZE)
     )
-    metric = param.get("metric_type", MetricType.L2)
-    if not isinstance(metric, MetricType):
-        raise illegal("metric_type", metric)
+    metric = check_metric_type(param.get("metric_type", MetricType.L2))
     check_collection_name(name)
     check_within(
         dimension,
@@ -112,7 +132,7 @@ def check_collection(param: object) -> tuple[str, int, int, MetricType]:
 
 
 def check_records(name: str, records: object) -> NDArray[np.float32]:
-    """Return vectors (n, d): at least one, all of one length and finite."""
+    """Return a copy of vectors (n, d): at least one, all of one length and finite."""
     if not isinstance(records, (list, tuple, np.ndarray)) or len(records) == 0:
         raise illegal(name, records)
     if any(isinstance(record, (bytes, bytearray)) for record in records):
@@ -124,7 +144,7 @@ def check_records(name: str, records: object) -> NDArray[np.float32]:
     if not isinstance(first, (list, tuple, np.ndarray)) or len(first) == 0:
         raise illegal(name, records)
     try:
-        vectors = np.asarray(records, dtype=np.float32)
+        vectors = np.array(records, dtype=np.float32)
     except ValueError as error:
         lengths = {len(record) for record in records if isinstance(record, Sequence)}
         if len(lengths) > 1:
@@ -144,14 +164,14 @@ def check_records(name: str, records: object) -> NDArray[np.float32]:
 
 
 def check_ids(name: str, ids: object) -> list[int]:
-    """Return integers of 64 bits."""
+    """Return integers of 63 bits, at least one: none is negative."""
     if isinstance(ids, np.ndarray):
         ids = ids.tolist()
-    if not isinstance(ids, (list, tuple)):
+    if not isinstance(ids, (list, tuple)) or not ids:
         raise illegal(name, ids)
     checked = [check_int(name, one) for one in ids]
     for one in checked:
-        if not INT64.min <= one <= INT64.max:
+        if not 0 <= one <= LARGEST_ID:
             raise illegal(name, one)
     return checked
 
@@ -171,19 +191,13 @@ def check_params(params: object) -> dict[str, Any]:
         return {}
     if not isinstance(params, dict):
         raise ParamError("Params must be a dictionary type")
-    return params
+    return dict(params)
 
 
 def check_index(
     index_type: IndexType, params: Mapping[str, Any], dimension: int
 ) -> dict[str, int]:
     """Return the build parameters of an index, all of them, in their ranges."""
-    if index_type is IndexType.INVALID:
-        raise Refused(
-            Status.ILLEGAL_INDEX_TYPE,
-            f"Invalid index type: {int(index_type)}. Make sure the index type is in "
-            "IndexType list.",
-        )
     kind = get_index_type(index_type.sql_name)
     for parameter in kind.parameters:
         if parameter.phase == "build":

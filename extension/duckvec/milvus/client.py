@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, TypeVar
@@ -47,7 +47,10 @@ class Milvus:
     needed: nothing travels over a network.
 
     Threads: any thread may call any method; calls wait for each other. `_async=True`
-    runs a call in the client's own thread. A context manager.
+    runs a call in the client's own thread, after those before it, and returns at once.
+    `_lock` protects the connection and the collections: one call at a time, as long as
+    it takes. `_worker_lock` protects `_worker` and `_closed` for a moment: no SQL runs
+    under it, and nobody holds both. A context manager.
     """
 
     def __init__(
@@ -81,8 +84,11 @@ class Milvus:
                 "by uri",
                 stacklevel=2,
             )
-        self._lock = threading.RLock()
+        self._lock = threading.Lock()
+        self._worker_lock = threading.Lock()
         self._worker: ThreadPoolExecutor | None = None
+        self._worker_thread: int | None = None
+        self._closed = False
         self._con: duckdb.DuckDBPyConnection | None = None
         if uri is not None and uri.startswith(_URLS):
             raise ConnectError(f"{uri} is no file; give the path of a DuckDB file")
@@ -158,11 +164,23 @@ class Milvus:
         raise DeprecatedError("disconnect was given up in Milvus 1.1; use close()")
 
     def close(self) -> None:
-        """Close the database; further calls raise NotConnectError."""
-        with self._lock:
-            worker, self._worker = self._worker, None
+        """Close the database; further calls raise NotConnectError.
+
+        Waits for what `_async` calls have begun. In a callback nothing can wait for
+        them: they go on, and the database is closed after the last one.
+        """
+        inside = threading.get_ident() == self._worker_thread
+        with self._worker_lock:
+            worker, was_open = self._worker, not self._closed
+            self._closed = True
+            if worker is not None and inside and was_open:
+                worker.submit(self._close_connection)
         if worker is not None:
-            worker.shutdown(wait=True)
+            worker.shutdown(wait=not inside)
+        if not inside:
+            self._close_connection()
+
+    def _close_connection(self) -> None:
         with self._lock:
             con, self._con = self._con, None
         if con is not None:
@@ -204,11 +222,11 @@ class Milvus:
 
     def has_collection(
         self, collection_name: str, timeout: float | None = 30
-    ) -> tuple[Status, bool | None]:
+    ) -> tuple[Status, bool]:
         """Tell whether there is such a collection."""
         name = checks.check_text("collection_name", collection_name)
         return self._answer(
-            lambda: self._collections.has(checks.check_collection_name(name))
+            lambda: self._collections.has(checks.check_collection_name(name)), False
         )
 
     def get_collection_info(
@@ -233,11 +251,9 @@ class Milvus:
         collections = self._collections
         return self._answer(lambda: collections.count(collections.find(name)))
 
-    def list_collections(
-        self, timeout: float | None = 30
-    ) -> tuple[Status, list[str] | None]:
+    def list_collections(self, timeout: float | None = 30) -> tuple[Status, list[str]]:
         """Return the names of all collections."""
-        return self._answer(lambda: self._collections.names())
+        return self._answer(lambda: self._collections.names(), [])
 
     def get_collection_stats(
         self, collection_name: str, timeout: float | None = 30
@@ -309,22 +325,22 @@ class Milvus:
         Raises:
             ParamError: wrong types, or another number of ids than of vectors.
         """
+        if kwargs.get("insert_param") is not None:
+            raise ParamError("`insert_param` is not taken here; give name and records")
         name = checks.check_text("collection_name", collection_name)
         if partition_tag is not None:
             checks.check_text("partition_tag", partition_tag)
         checks.check_params(params)
         numbers = None if ids is None else checks.check_ids("ids", ids)
-        if not isinstance(records, Sequence) and not hasattr(records, "shape"):
-            raise checks.illegal("records", records)
+        vectors = _checked(lambda: checks.check_records("records", records))
         if numbers is not None and len(records) != len(numbers):
             raise ParamError("length of vectors do not match that of ids")
 
         def work() -> list[int]:
-            vectors = checks.check_records("records", records)
             found = self._collections.find(name)
-            return self._collections.insert(found, vectors, numbers, partition_tag)
+            return self._collections.insert(found, vectors(), numbers, partition_tag)
 
-        return self._maybe_later(lambda: self._answer(work, []), kwargs)
+        return self._answer_or_later(work, kwargs, [], [])
 
     def get_entity_by_id(
         self,
@@ -332,23 +348,28 @@ class Milvus:
         ids: Sequence[int],
         timeout: float | None = None,
         partition_tag: str | None = None,
-    ) -> tuple[Status, list[list[float]] | None]:
+    ) -> tuple[Status, list[list[float]]]:
         """Return the vector of each id, an empty list for an unknown one."""
         name = checks.check_text("collection_name", collection_name)
         numbers = checks.check_ids("ids", ids)
+        if partition_tag is not None:
+            checks.check_text("partition_tag", partition_tag)
         collections = self._collections
         return self._answer(
-            lambda: collections.entities(collections.find(name), numbers, partition_tag)
+            lambda: collections.entities(
+                collections.find(name), numbers, partition_tag
+            ),
+            [],
         )
 
     def list_id_in_segment(
         self, collection_name: str, segment_name: str, timeout: float | None = None
-    ) -> tuple[Status, list[int] | None]:
+    ) -> tuple[Status, list[int]]:
         """Return the ids of a segment, which is a partition here."""
         name = checks.check_text("collection_name", collection_name)
         tag = checks.check_text("segment_name", segment_name)
         collections = self._collections
-        return self._answer(lambda: collections.ids_of(collections.find(name), tag))
+        return self._answer(lambda: collections.ids_of(collections.find(name), tag), [])
 
     def delete_entity_by_id(
         self,
@@ -360,6 +381,8 @@ class Milvus:
         """Delete entities; unknown ids are skipped. They are gone at once."""
         name = checks.check_text("collection_name", collection_name)
         numbers = checks.check_ids("id_array", id_array)
+        if partition_tag is not None:
+            checks.check_text("partition_tag", partition_tag)
         collections = self._collections
         return self._do(
             lambda: collections.delete(collections.find(name), numbers, partition_tag)
@@ -368,7 +391,7 @@ class Milvus:
     def create_index(
         self,
         collection_name: str,
-        index_type: IndexType | None = None,
+        index_type: IndexType | int | None = None,
         params: dict[str, Any] | None = None,
         timeout: float | None = None,
         **kwargs: Any,
@@ -377,25 +400,25 @@ class Milvus:
 
         Args:
             collection_name: the collection.
-            index_type: FLAT without one.
+            index_type: itself or its number; FLAT without one.
             params: the type's build parameters, all mandatory: a dictionary.
             timeout: not needed.
             kwargs: `_async=True` returns a Future, and `_callback` gets the status.
 
         Raises:
-            ParamError: index_type or params are of another Python type.
+            ParamError: index_type is none, or params are of another Python type.
         """
         name = checks.check_text("collection_name", collection_name)
-        kind = IndexType.FLAT if index_type is None else index_type
-        if not isinstance(kind, IndexType):
-            raise checks.illegal("index_type", index_type)
+        kind = checks.check_index_type(
+            IndexType.FLAT if index_type is None else index_type
+        )
         checked = checks.check_params(params)
         collections = self._collections
 
         def work() -> None:
             collections.create_index(collections.find(name), kind, checked)
 
-        return self._maybe_later(lambda: self._do(work), kwargs)
+        return self._do_or_later(work, kwargs)
 
     def get_index_info(
         self, collection_name: str, timeout: float | None = 30
@@ -428,18 +451,18 @@ class Milvus:
 
     def has_partition(
         self, collection_name: str, partition_tag: str, timeout: float | None = 30
-    ) -> tuple[Status, bool | None]:
+    ) -> tuple[Status, bool]:
         """Tell whether there is such a partition."""
         name = checks.check_text("collection_name", collection_name)
         tag = checks.check_text("partition_tag", partition_tag)
         collections = self._collections
         return self._answer(
-            lambda: tag in collections.partitions(collections.find(name))
+            lambda: tag in collections.partitions(collections.find(name)), False
         )
 
     def list_partitions(
         self, collection_name: str, timeout: float | None = 30
-    ) -> tuple[Status, list[PartitionParam] | None]:
+    ) -> tuple[Status, list[PartitionParam]]:
         """Return all partitions, the default one first."""
         name = checks.check_text("collection_name", collection_name)
 
@@ -448,7 +471,7 @@ class Milvus:
             tags = self._collections.partitions(found)
             return [PartitionParam(name, tag) for tag in tags]
 
-        return self._answer(work)
+        return self._answer(work, [])
 
     def drop_partition(
         self, collection_name: str, partition_tag: str, timeout: float | None = 30
@@ -482,24 +505,21 @@ class Milvus:
             kwargs: `_async=True` returns a Future; `_callback` gets status and result.
 
         Returns:
-            Status and TopKQueryResult; None where the status is not OK.
+            Status and TopKQueryResult; where the status is not OK an empty list, and
+            None from a Future.
         """
         name = checks.check_text("collection_name", collection_name)
         wanted = checks.check_int("top_k", top_k)
         tags = checks.check_tags("partition_tags", partition_tags)
         given = checks.check_params(params)
-        if not isinstance(query_records, Sequence) and not hasattr(
-            query_records, "shape"
-        ):
-            raise checks.illegal("query_records", query_records)
+        queries = _checked(lambda: checks.check_records("query_records", query_records))
 
         def work() -> TopKQueryResult:
             found = self._collections.find(name)
             checks.check_top_k(wanted)
-            queries = checks.check_records("query_records", query_records)
-            return self._collections.search(found, queries, wanted, given, tags)
+            return self._collections.search(found, queries(), wanted, given, tags)
 
-        return self._maybe_later(lambda: self._answer(work), kwargs)
+        return self._answer_or_later(work, kwargs, otherwise=[])
 
     def search_in_segment(
         self,
@@ -529,7 +549,7 @@ class Milvus:
             for name in names or ():
                 self._collections.find(name)
 
-        return self._maybe_later(lambda: self._do(work), kwargs)
+        return self._do_or_later(work, kwargs)
 
     def compact(
         self, collection_name: str, timeout: float | None = None, **kwargs: Any
@@ -541,7 +561,7 @@ class Milvus:
         def work() -> None:
             collections.compact(collections.find(name))
 
-        return self._maybe_later(lambda: self._do(work), kwargs)
+        return self._do_or_later(work, kwargs)
 
     def _require(self, collection_name: str, tags: Sequence[str] | None) -> Status:
         name = checks.check_text("collection_name", collection_name)
@@ -552,8 +572,59 @@ class Milvus:
         self, work: Callable[[], Answer], otherwise: Any = None
     ) -> tuple[Status, Any]:
         """Return status and what the work returns, `otherwise` where it is refused."""
-        with self._lock:
+        self._require_open()
+        return self._run(work, otherwise)
+
+    def _do(self, work: Callable[[], object]) -> Status:
+        status, _ = self._answer(work)
+        return status
+
+    def _answer_or_later(
+        self,
+        work: Callable[[], Answer],
+        options: Mapping[str, Any],
+        otherwise: Any = None,
+        later: Any = None,
+    ) -> Any:
+        """Return status and answer; with `_async`, a Future of them.
+
+        Where it is refused, the answer is `otherwise`, or `later` of a Future.
+        """
+        if not options.get("_async"):
+            return self._answer(work, otherwise)
+        return self._submit(lambda: self._run(work, later), options)
+
+    def _do_or_later(
+        self, work: Callable[[], object], options: Mapping[str, Any]
+    ) -> Any:
+        """Return the status; with `_async`, a Future of it."""
+        if not options.get("_async"):
+            return self._do(work)
+        return self._submit(lambda: self._run(work, None)[0], options)
+
+    def _submit(self, call: Callable[[], Any], options: Mapping[str, Any]) -> Future:
+        future = Future(call, options.get("_callback"))
+        with self._worker_lock:
             self._require_open()
+            if self._worker is None:
+                self._worker = ThreadPoolExecutor(
+                    1, "duckvec-milvus", initializer=self._know_worker
+                )
+            self._worker.submit(future.run)
+        return future
+
+    def _know_worker(self) -> None:
+        self._worker_thread = threading.get_ident()
+
+    def _require_open(self) -> None:
+        """Refuse a call to a closed client; those that it took before may go on."""
+        if self._closed:
+            raise _is_closed()
+
+    def _run(self, work: Callable[[], Answer], otherwise: Any) -> tuple[Status, Any]:
+        with self._lock:
+            if self._con is None:
+                raise _is_closed()  # while this call waited
             try:
                 return Status(), work()
             except Refused as refused:
@@ -562,23 +633,27 @@ class Milvus:
                 line = without_kind(error).partition("\n")[0]
                 return Status(Status.UNEXPECTED_ERROR, line), otherwise
 
-    def _require_open(self) -> None:
-        if self._con is None:
-            raise NotConnectError("this client is closed; make a new one")
 
-    def _do(self, work: Callable[[], object]) -> Status:
-        status, _ = self._answer(work)
-        return status
+def _is_closed() -> NotConnectError:
+    return NotConnectError("this client is closed; make a new one")
 
-    def _maybe_later(self, call: Callable[[], Any], options: dict[str, Any]) -> Any:
-        """Return what a call returns; with `_async`, a Future of it."""
-        if not options.get("_async"):
-            return call()
-        with self._lock:
-            self._require_open()
-            if self._worker is None:
-                self._worker = ThreadPoolExecutor(1, "duckvec-milvus")
-            return Future(self._worker.submit(call), options.get("_callback"))
+
+def _checked(check: Callable[[], Answer]) -> Callable[[], Answer]:
+    """Check at once; return what gives the value, or refuses it as a status.
+
+    Wrong types raise where the call is made, as `_async` calls do in the published
+    client, too.
+    """
+    try:
+        value = check()
+    except Refused as refused:
+        status = refused.status
+
+        def refuse() -> Answer:
+            raise Refused(status.code, status.message)
+
+        return refuse
+    return lambda: value
 
 
 def _no_config() -> None:

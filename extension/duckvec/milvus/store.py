@@ -8,11 +8,7 @@ in the schema `milvus` beside it (sql/milvus.sql).
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import pairwise
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import duckdb
@@ -21,34 +17,28 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from duckvec.indexes import VectorIndexes
-from duckvec.milvus.checks import check_index, search_params
-from duckvec.milvus.results import RowQueryResult, TopKQueryResult
+from duckvec.milvus.checks import check_index
+from duckvec.milvus.collection import (
+    DEFAULT_PARTITION,
+    VECTOR_COLUMN,
+    Collection,
+    not_there,
+    table_path,
+)
+from duckvec.milvus.ids import NEW_IDS
+from duckvec.milvus.results import TopKQueryResult
+from duckvec.milvus.searching import search
+from duckvec.milvus.staging import registered
+from duckvec.milvus.transactions import in_transaction
 from duckvec.milvus.types import IndexType, MetricType, Refused, Status
-from duckvec.sql_text import quote_literal, quote_path, read_sql
+from duckvec.sql_text import quote_path, read_sql
 
 SCHEMA = "milvus"
-DEFAULT_PARTITION = "_default"
-
-
-@dataclass(frozen=True)
-class Collection:
-    """A collection as it was created, and where its table is."""
-
-    name: str
-    dimension: int
-    index_file_size: int
-    metric: MetricType
-    ids_are_given: bool | None
-    table: str
-
-    def check_dimension(self, length: int) -> None:
-        """Refuse vectors of another length."""
-        if length != self.dimension:
-            raise Refused(
-                Status.ILLEGAL_DIMENSION,
-                f"The vectors have {length} dimensions; collection {self.name} has "
-                f"{self.dimension}.",
-            )
+# A collection whose table was dropped in SQL is none any more.
+IS_A_TABLE = (
+    "EXISTS (SELECT 1 FROM duckdb_tables() WHERE database_name = $database "
+    "AND schema_name = 'main' AND lower(table_name) = lower(collection_name))"
+)
 
 
 class Collections:
@@ -62,7 +52,6 @@ class Collections:
         self._handle = handle
         [(self._database,)] = con.execute("SELECT current_database()").fetchall()
         self._schema = quote_path((self._database, SCHEMA))
-        self._last_id = 0
 
     def find(self, name: str) -> Collection:
         """Return a collection.
@@ -72,9 +61,7 @@ class Collections:
         """
         found = self._find(name)
         if found is None:
-            raise Refused(
-                Status.COLLECTION_NOT_EXISTS, f"Collection not exists: {name[:80]}"
-            )
+            raise not_there(name)
         return found
 
     def has(self, name: str) -> bool:
@@ -83,12 +70,15 @@ class Collections:
 
     def names(self) -> list[str]:
         """Return the names of all collections, in the order of the alphabet."""
-        if not self._is_ready():
-            return []
-        rows = self._con.execute(
-            f"SELECT collection_name FROM {self._schema}.collections ORDER BY 1"
-        ).fetchall()
-        return [name for (name,) in rows if self._has_table(name)]
+        try:
+            rows = self._con.execute(
+                f"SELECT collection_name FROM {self._schema}.collections "
+                f"WHERE {IS_A_TABLE} ORDER BY 1",
+                {"database": self._database},
+            ).fetchall()
+        except duckdb.CatalogException:
+            return []  # no collection was ever created
+        return [name for (name,) in rows]
 
     def create(
         self, name: str, dimension: int, index_file_size: int, metric: MetricType
@@ -98,14 +88,16 @@ class Collections:
         Raises:
             Refused: there is a table or view of that name.
         """
-        if self._has_table(name):
-            raise Refused(
-                Status.ILLEGAL_COLLECTION_NAME, f"Collection already exists: {name}"
-            )
-        with self._transaction():
+        path = table_path(self._database, name)
+
+        def work() -> None:
+            if self._is_taken(name):
+                raise Refused(
+                    Status.ILLEGAL_COLLECTION_NAME, f"Collection already exists: {name}"
+                )
             self._con.execute(
                 read_sql("milvus").format(schema=self._schema)
-                + f"CREATE TABLE {self._table(name)} (id BIGINT NOT NULL, "
+                + f"CREATE TABLE {path} (id BIGINT NOT NULL, "
                 f"vector FLOAT[{dimension:d}] NOT NULL, partition_tag VARCHAR NOT NULL)"
             )
             self._forget(name)  # a collection whose table was dropped in SQL
@@ -114,12 +106,17 @@ class Collections:
                 [name, dimension, index_file_size, metric.name],
             )
 
+        in_transaction(self._con, work)
+
     def drop(self, collection: Collection) -> None:
         """Drop a collection with its table and its index."""
         self._handle.drop(collection.table)
-        with self._transaction():
+
+        def work() -> None:
             self._con.execute(f"DROP TABLE {collection.table}")
             self._forget(collection.name)
+
+        in_transaction(self._con, work)
 
     def count(self, collection: Collection) -> int:
         """Return how many entities a collection holds."""
@@ -140,50 +137,41 @@ class Collections:
                 collection that generates them, or the other way round.
         """
         collection.check_dimension(vectors.shape[1])
-        if tag is not None:
-            self._require_partition(collection, tag)
         given = ids is not None
-        if collection.ids_are_given not in (None, given):
-            way = "given" if collection.ids_are_given else "generated"
-            raise Refused(
-                Status.ILLEGAL_VECTOR_ID,
-                f"The ids of collection {collection.name} are always {way}.",
-            )
-        numbers = list(ids) if ids is not None else self._new_ids(len(vectors))
+        numbers = list(ids) if ids is not None else NEW_IDS.take(len(vectors))
         flat = pa.array(np.ascontiguousarray(vectors).ravel())
-        milvus_records = pa.table(
+        records = pa.table(
             {
                 "id": pa.array(numbers, pa.int64()),
                 "vector": pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1]),
             }
         )
-        with self._transaction():
-            if collection.ids_are_given is None:
-                self._con.execute(
-                    f"UPDATE {self._schema}.collections SET ids_are_given = ? "
-                    "WHERE collection_name = ?",
-                    [given, collection.name],
-                )
+
+        def work() -> None:
+            if tag is not None:
+                self._require_partition(collection, tag)
+            self._settle_ids(collection, given)
             self._con.execute(
                 f"INSERT INTO {collection.table} (id, vector, partition_tag) "
-                "SELECT id, vector, ? FROM milvus_records",
+                f"SELECT id, vector, ? FROM {rows}",
                 [tag or DEFAULT_PARTITION],
             )
-        del milvus_records
+
+        with registered(self._con, records) as rows:
+            in_transaction(self._con, work)
         return numbers
 
     def entities(
         self, collection: Collection, ids: Sequence[int], tag: str | None
     ) -> list[list[float]]:
         """Return the vector of each id, an empty list for an unknown one."""
-        milvus_ids = pa.table({"id": pa.array(ids, pa.int64())})
-        rows = self._con.execute(
-            f"SELECT t.id, t.vector FROM {collection.table} AS t "
-            "SEMI JOIN milvus_ids USING (id) "
-            "WHERE $tag IS NULL OR t.partition_tag = $tag",
-            {"tag": tag},
-        ).fetchall()
-        del milvus_ids
+        with registered(self._con, _id_table(ids)) as wanted:
+            rows = self._con.execute(
+                f"SELECT t.id, t.vector FROM {collection.table} AS t "
+                f"SEMI JOIN {wanted} AS wanted USING (id) "
+                "WHERE $tag IS NULL OR t.partition_tag = $tag",
+                {"tag": tag},
+            ).fetchall()
         found = {number: list(vector) for number, vector in rows}
         return [found.get(number, []) for number in ids]
 
@@ -191,13 +179,17 @@ class Collections:
         self, collection: Collection, ids: Sequence[int], tag: str | None
     ) -> None:
         """Delete entities; unknown ids are skipped."""
-        milvus_ids = pa.table({"id": pa.array(ids, pa.int64())})
-        self._con.execute(
-            f"DELETE FROM {collection.table} WHERE id IN (SELECT id FROM milvus_ids) "
-            "AND ($tag IS NULL OR partition_tag = $tag)",
-            {"tag": tag},
-        )
-        del milvus_ids
+
+        def work() -> None:
+            self._con.execute(
+                f"DELETE FROM {collection.table} "
+                f"WHERE id IN (SELECT id FROM {unwanted}) "
+                "AND ($tag IS NULL OR partition_tag = $tag)",
+                {"tag": tag},
+            )
+
+        with registered(self._con, _id_table(ids)) as unwanted:
+            in_transaction(self._con, work)
 
     def ids_of(self, collection: Collection, tag: str) -> list[int]:
         """Return the ids of the entities in one partition."""
@@ -216,19 +208,21 @@ class Collections:
             collection.table,
             index_type.sql_name,
             checked,
-            column_name="vector",
+            column_name=VECTOR_COLUMN,
             metric=collection.metric.name,
             index_file_size=collection.index_file_size,
         )
 
     def drop_index(self, collection: Collection) -> None:
         """Go back to FLAT."""
-        self._handle.drop(collection.table, column_name="vector")
+        self._handle.drop(collection.table, column_name=VECTOR_COLUMN)
 
     def compact(self, collection: Collection) -> None:
-        """Give back the space of deleted entities in the index."""
-        if self._index_row(collection) is not None:
-            self._handle.compact(collection.table, column_name="vector")
+        """Give back the space of deleted entities in the index, where there is one."""
+        if self._index_row(collection) is None:
+            return  # nor is there one of a table that was dropped in SQL
+        if collection.index_type(self._con) is not None:
+            self._handle.compact(collection.table, column_name=VECTOR_COLUMN)
 
     def index_of(self, collection: Collection) -> tuple[IndexType, dict[str, int], int]:
         """Return type, build parameters and bytes of a collection's index."""
@@ -248,40 +242,13 @@ class Collections:
     ) -> TopKQueryResult:
         """Search for the nearest entities of each query (nq, d).
 
-        L2 distances are squared, and IP is the product itself, larger first: as Milvus
-        has them.
+        Raises:
+            Refused: another dimension, or an unknown partition.
         """
         collection.check_dimension(queries.shape[1])
         for tag in tags or ():
             self._require_partition(collection, tag)
-        index_type, _, _ = self.index_of(collection)
-        condition = None
-        if tags:
-            listed = ", ".join(quote_literal(tag) for tag in tags)
-            condition = f"partition_tag IN ({listed})"
-        found = (
-            self._handle.search(
-                collection.table,
-                queries,
-                top_k,
-                params=search_params(index_type, params) or None,
-                filter=condition,
-                column_name="vector",
-                metric=collection.metric.name,
-            )
-            .project("query_index, id, distance::DOUBLE AS distance")
-            .fetchnumpy()
-        )
-        distances = found["distance"]
-        distances = distances**2 if collection.metric is MetricType.L2 else -distances
-        ends = np.searchsorted(found["query_index"], np.arange(len(queries) + 1))
-        rows = [
-            RowQueryResult(
-                found["id"][start:end].tolist(), distances[start:end].tolist()
-            )
-            for start, end in pairwise(ends)
-        ]
-        return TopKQueryResult(rows, top_k)
+        return search(self._con, collection, queries, top_k, params, tags)
 
     def partitions(self, collection: Collection) -> list[str]:
         """Return the tags of all partitions, the default one first."""
@@ -294,14 +261,19 @@ class Collections:
 
     def create_partition(self, collection: Collection, tag: str) -> None:
         """Add a partition without entities."""
-        if tag in self.partitions(collection):
-            raise Refused(
-                Status.ILLEGAL_COLLECTION_NAME, f"Partition already exists: {tag[:80]}"
+
+        def work() -> None:
+            if tag in self.partitions(collection):
+                raise Refused(
+                    Status.ILLEGAL_COLLECTION_NAME,
+                    f"Partition already exists: {tag[:80]}",
+                )
+            self._con.execute(
+                f"INSERT INTO {self._schema}.partitions VALUES (?, ?)",
+                [collection.name, tag],
             )
-        self._con.execute(
-            f"INSERT INTO {self._schema}.partitions VALUES (?, ?)",
-            [collection.name, tag],
-        )
+
+        in_transaction(self._con, work)
 
     def drop_partition(self, collection: Collection, tag: str) -> None:
         """Drop a partition with its entities."""
@@ -309,8 +281,9 @@ class Collections:
             raise Refused(
                 Status.ILLEGAL_ARGUMENT, "The default partition cannot be dropped."
             )
-        self._require_partition(collection, tag)
-        with self._transaction():
+
+        def work() -> None:
+            self._require_partition(collection, tag)
             self._con.execute(
                 f"DELETE FROM {collection.table} WHERE partition_tag = ?", [tag]
             )
@@ -319,6 +292,8 @@ class Collections:
                 "WHERE collection_name = ? AND partition_tag = ?",
                 [collection.name, tag],
             )
+
+        in_transaction(self._con, work)
 
     def stats(self, collection: Collection) -> dict[str, Any]:
         """Return rows and bytes by partition; each counts as one segment here."""
@@ -350,34 +325,28 @@ class Collections:
         return {"partitions": partitions, "row_count": total}
 
     def _find(self, name: str) -> Collection | None:
-        if not self._is_ready() or not self._has_table(name):
-            return None
-        rows = self._con.execute(
-            f"FROM {self._schema}.collections WHERE collection_name = ?", [name]
-        ).fetchall()
+        try:
+            rows = self._con.execute(
+                "SELECT dimension, index_file_size, metric_type "
+                f"FROM {self._schema}.collections "
+                f"WHERE collection_name = $name AND {IS_A_TABLE}",
+                {"name": name, "database": self._database},
+            ).fetchall()
+        except duckdb.CatalogException:
+            return None  # no collection was ever created
         if not rows:
             return None
-        [(_, dimension, size, metric, given)] = rows
-        return Collection(
-            name, dimension, size, MetricType[metric], given, self._table(name)
-        )
+        [(dimension, size, metric)] = rows
+        return Collection(name, dimension, size, MetricType[metric], self._database)
 
-    def _is_ready(self) -> bool:
-        """Tell whether a collection was ever created."""
-        return bool(self._tables(SCHEMA, "collections"))
-
-    def _has_table(self, name: str) -> bool:
-        return bool(self._tables("main", name))
-
-    def _tables(self, schema: str, name: str) -> list[Any]:
-        return self._con.execute(
+    def _is_taken(self, name: str) -> bool:
+        """Tell whether a table or a view has that name, in capitals or not."""
+        rows = self._con.execute(
             "SELECT 1 FROM information_schema.tables WHERE table_catalog = ? "
-            "AND table_schema = ? AND lower(table_name) = lower(?)",
-            [self._database, schema, name],
+            "AND table_schema = 'main' AND lower(table_name) = lower(?)",
+            [self._database, name],
         ).fetchall()
-
-    def _table(self, name: str) -> str:
-        return quote_path((self._database, "main", name))
+        return bool(rows)
 
     def _index_row(self, collection: Collection) -> tuple[str, str, int] | None:
         rows = self._con.execute(
@@ -387,6 +356,29 @@ class Collections:
             [self._database, collection.name],
         ).fetchall()
         return rows[0] if rows else None
+
+    def _settle_ids(self, collection: Collection, given: bool) -> None:
+        """Decide with the first insert whether ids are given; hold later ones to it."""
+        rows = self._con.execute(
+            f"SELECT ids_are_given FROM {self._schema}.collections "
+            "WHERE collection_name = ?",
+            [collection.name],
+        ).fetchall()
+        if not rows:
+            raise not_there(collection.name)
+        [(are_given,)] = rows
+        if are_given is None:
+            self._con.execute(
+                f"UPDATE {self._schema}.collections SET ids_are_given = ? "
+                "WHERE collection_name = ?",
+                [given, collection.name],
+            )
+        elif are_given != given:
+            way = "given" if are_given else "generated"
+            raise Refused(
+                Status.ILLEGAL_VECTOR_ID,
+                f"The ids of collection {collection.name} are always {way}.",
+            )
 
     def _require_partition(self, collection: Collection, tag: str) -> None:
         if tag not in self.partitions(collection):
@@ -401,18 +393,6 @@ class Collections:
                 f"DELETE FROM {self._schema}.{table} WHERE collection_name = ?", [name]
             )
 
-    def _new_ids(self, count: int) -> list[int]:
-        """Return new ids, from the clock, larger than all of this client before."""
-        first = max(time.time_ns(), self._last_id + 1)
-        self._last_id = first + count - 1
-        return list(range(first, first + count))
 
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        self._con.execute("BEGIN")
-        try:
-            yield
-            self._con.execute("COMMIT")
-        except BaseException:
-            self._con.execute("ROLLBACK")
-            raise
+def _id_table(ids: Sequence[int]) -> pa.Table:
+    return pa.table({"id": pa.array(ids, pa.int64())})

@@ -28,7 +28,7 @@ class IndexType(IntEnum):
         return f"<{type(self).__name__}: {self.name}>"
 
     def __str__(self) -> str:
-        return repr(self)
+        return self.name
 
     @property
     def sql_name(self) -> str:
@@ -58,7 +58,7 @@ class MetricType(IntEnum):
         return f"<{type(self).__name__}: {self.name}>"
 
     def __str__(self) -> str:
-        return repr(self)
+        return self.name
 
 
 class Status:
@@ -134,7 +134,7 @@ class CollectionSchema:
         return (
             f"CollectionSchema(collection_name={self.collection_name!r}, "
             f"dimension={self.dimension}, index_file_size={self.index_file_size}, "
-            f"metric_type={self.metric_type})"
+            f"metric_type={self.metric_type!r})"
         )
 
 
@@ -151,7 +151,7 @@ class IndexParam:
     def __repr__(self) -> str:
         return (
             f"(collection_name={self.collection_name!r}, "
-            f"index_type={self.index_type}, params={self.params})"
+            f"index_type={self.index_type!r}, params={self.params})"
         )
 
 

@@ -98,8 +98,9 @@ class Session:
             finally:
                 ended.set()
 
-        threading.Thread(target=work, name="duckvec-shell", daemon=True).start()
+        thread = threading.Thread(target=work, name="duckvec-shell", daemon=True)
         try:
+            thread.start()
             self._wait(ended)
         except KeyboardInterrupt:
             self.connection.interrupt()
