@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -287,6 +288,7 @@ class VectorIndexes:
         until = None if timeout is None else time.monotonic() + timeout
         self._open()
         with (
+            self._telling_ctrl_c(),
             bars.following(self._instance),
             background.guarded(self._instance, self._session),
         ):
@@ -337,15 +339,20 @@ class VectorIndexes:
 
     def _row(self, sql: str, values: dict[str, Any]) -> dict[str, Any]:
         connection = self._open()
-        with bars.following(self._instance, connection):
-            try:
-                result = connection.execute(sql, values)
-            except (duckdb.InterruptException, RuntimeError) as error:
-                if self._session.calls.by_keyboard or str(error) == BY_KEYBOARD:
-                    raise KeyboardInterrupt from error
-                raise
+        with self._telling_ctrl_c(), bars.following(self._instance, connection):
+            result = connection.execute(sql, values)
             names = [column[0] for column in result.description or ()]
             return dict(zip(names, result.fetchall()[0], strict=True))
+
+    @contextlib.contextmanager
+    def _telling_ctrl_c(self) -> Iterator[None]:
+        """Raise what Python raises where DuckDB was interrupted by Ctrl-C."""
+        try:
+            yield
+        except (duckdb.InterruptException, RuntimeError) as error:
+            if self._session.calls.by_keyboard or str(error) == BY_KEYBOARD:
+                raise KeyboardInterrupt from error
+            raise
 
     def _caller(self) -> Caller:
         """Return what names are resolved by on the connection now."""
