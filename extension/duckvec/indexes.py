@@ -347,6 +347,7 @@ class VectorIndexes:
     @contextlib.contextmanager
     def _telling_ctrl_c(self) -> Iterator[None]:
         """Raise what Python raises where DuckDB was interrupted by Ctrl-C."""
+        self._session.calls.by_keyboard = False
         try:
             yield
         except (duckdb.InterruptException, RuntimeError) as error:
