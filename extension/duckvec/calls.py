@@ -25,10 +25,10 @@ PULSE_SECONDS = 0.05
 CTRL_C_PULSES = 3
 # The work was given up where nobody waited for so long, and at so many looks: where the
 # whole process stood still, those who wait come first.
-ABANDONED_SECONDS, ABANDONED_LOOKS = 0.4, 6
+ABANDONED_SECONDS, ABANDONED_LOOKS = 2.0, 20
 # A commit waits so long, so many times, for a sign that the statement goes on, which
 # takes a millisecond unless the machine is very busy.
-CONFIRM_SECONDS, CONFIRM_LOOKS = 0.1, 8
+CONFIRM_SECONDS, CONFIRM_LOOKS = 0.1, 20
 
 _numbers = itertools.count(1)
 
@@ -161,6 +161,7 @@ class Calls:
         self._lock = threading.Lock()
         self._statement: int | None = None
         self._calls: dict[Hashable, Call] = {}
+        self._announced: set[Hashable] = set()
         self.by_keyboard = False
 
     def begin_once(
@@ -170,15 +171,23 @@ class Calls:
         key: Hashable,
         name: str,
         work: Callable[[], Any],
-    ) -> Call:
-        """Return the call of the statement with this key; begin it the first time."""
+    ) -> Call | None:
+        """Return the call of the statement with this key; begin it the second time.
+
+        The first time DuckDB may yet have to import what it takes results with, which
+        may take longer than a call waits for it: None then.
+        """
         with self._lock:
             if statement != self._statement:
                 for call in self._calls.values():
                     call.cancel()
                 self._statement = statement
                 self._calls.clear()
+                self._announced.clear()
                 self.by_keyboard = False
+            if key not in self._announced:
+                self._announced.add(key)
+                return None
             if key not in self._calls:
                 self._calls[key] = Call(name, work, caller)
             return self._calls[key]

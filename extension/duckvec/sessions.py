@@ -101,7 +101,7 @@ def pulse(
     arguments: Hashable,
     work: Callable[[], dict[str, Any]],
 ) -> int | None:
-    """Wait a moment for the work of a statement, which begins with the first call.
+    """Wait a moment for the work of a statement, which begins with the second call.
 
     Returns:
         The number of the call once it is done, for `Calls.find`; else None.
@@ -111,6 +111,8 @@ def pulse(
     """
     _, own = find_session(session)
     call = own.calls.begin_once(statement, caller, (name, arguments), name, work)
+    if call is None:
+        return None
     with contextlib.suppress(KeyboardInterrupt):
         if call.wait_a_moment():
             return call.number
