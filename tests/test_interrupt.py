@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 import duckvec
-from duckvec import builder, calls
+from duckvec import builder, calls, keyboard
 from duckvec.errors import BuildCancelledError
 from duckvec.index_types import get_index_type
 from duckvec.measuring import Runner
@@ -324,4 +324,6 @@ def test_without_a_place_for_files_a_call_runs_all_the_same(
 
     create_table(con, vectors)
     monkeypatch.setattr(tempfile, "TemporaryFile", nowhere)
+    monkeypatch.setattr(keyboard, "_tried", False)
+    monkeypatch.setattr(keyboard, "_file", None)
     assert create(con, "IVF_FLAT")["row_count"] == len(vectors.rows)

@@ -17,7 +17,7 @@ from typing import Any
 
 from duckvec.errors import InterruptedCallError
 from duckvec.keeper import POLL_SECONDS, heeding
-from duckvec.keyboard import Noticed, is_main_thread, noticing
+from duckvec.keyboard import Noticed, is_main_thread, notice
 
 # A chunk waits no longer than this: so soon DuckDB sees that it was interrupted.
 PULSE_SECONDS = 0.05
@@ -133,12 +133,10 @@ class Call:
 
     def _run(self) -> None:
         try:
-            with (
-                noticing(is_main_thread(self._caller)) as self._ctrl_c,
-                heeding(self.check, self.confirm),
-            ):
+            if is_main_thread(self._caller):
+                self._ctrl_c = notice()
+            with heeding(self.check, self.confirm):
                 self.result = self._work()
-                self._ctrl_c = None
         except BaseException as error:  # handed to the statement that waits
             self.error = error
         finally:

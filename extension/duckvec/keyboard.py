@@ -14,28 +14,30 @@ import os
 import signal
 import tempfile
 import threading
-from collections.abc import Iterator
+from typing import IO, Any
 
 _lock = threading.Lock()
+# Where signals are noted; None until they are, or where they cannot be. It stays for
+# the life of the process: were the noting undone while a signal is handled, it
+# would be put in place again, switched off, and no Ctrl-C would ever arrive.
+_file: IO[Any] | None = None
+_tried = False
 
 
 class Noticed:
-    """Whether Ctrl-C was pressed since; any thread may ask."""
+    """Whether Ctrl-C was pressed since this was made; any thread may ask."""
 
-    def __init__(self, file: int | None) -> None:
+    def __init__(self, file: int | None = None) -> None:
         """Look at a file that gets longer when it is; None: nobody tells."""
         self._file = file
-        self._lock = threading.Lock()
+        self._before = self._size()
 
     def __bool__(self) -> bool:
         """Tell whether it was."""
-        with self._lock:
-            return self._file is not None and os.fstat(self._file).st_size > 0
+        return self._size() > self._before
 
-    def close(self) -> None:
-        """Forget the file: its number may be that of another one soon."""
-        with self._lock:
-            self._file = None
+    def _size(self) -> int:
+        return 0 if self._file is None else os.fstat(self._file).st_size
 
 
 def is_main_thread(ident: int) -> bool:
@@ -43,23 +45,22 @@ def is_main_thread(ident: int) -> bool:
     return ident == threading.main_thread().ident
 
 
-@contextlib.contextmanager
-def noticing(wanted: bool) -> Iterator[Noticed]:
-    """Notice Ctrl-C meanwhile, while the main thread is inside DuckDB.
+def notice() -> Noticed:
+    """Notice Ctrl-C from now on, where it has its usual meaning in Python."""
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        return Noticed()
+    with _lock:
+        _begin_noting()
+    return Noticed(None if _file is None else _file.fileno())
 
-    It cannot set another handler then, which this one would undo.
-    """
+
+def _begin_noting() -> None:
+    global _file, _tried
     register = getattr(faulthandler, "register", None)
-    if register is None or not wanted or not _lock.acquire(blocking=False):
-        yield Noticed(None)
+    if _tried or register is None:
         return
-    with contextlib.ExitStack() as stack:
-        stack.callback(_lock.release)
-        noticed = Noticed(None)
-        with contextlib.suppress(OSError):  # no place for files, for example
-            file = stack.enter_context(tempfile.TemporaryFile())
-            register(signal.SIGINT, file, all_threads=False, chain=True)
-            stack.callback(faulthandler.unregister, signal.SIGINT)
-            noticed = Noticed(file.fileno())
-            stack.callback(noticed.close)
-        yield noticed
+    _tried = True
+    with contextlib.suppress(OSError):  # no place for files, for example
+        file = tempfile.TemporaryFile()  # noqa: SIM115 - it stays open
+        register(signal.SIGINT, file, all_threads=False, chain=True)
+        _file = file
