@@ -57,6 +57,14 @@ def _press_ctrl_c() -> None:
     os.kill(os.getpid(), signal.SIGINT)
 
 
+@pytest.fixture(autouse=True)
+def ctrl_c_interrupts() -> Iterator[None]:
+    """Ctrl-C has its usual meaning, also where the tests run in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 class _Step:
     """A stand-in for a step of a library that takes long and cannot be interrupted."""
 
@@ -91,8 +99,11 @@ def step(monkeypatch: pytest.MonkeyPatch) -> Iterator[_Step]:
 def _leaves_nothing(con: duckdb.DuckDBPyConnection, path: Path) -> None:
     """Wait a moment for what was interrupted to be gone, and check that it is."""
     instance = duckvec.load(con)._instance
-    eventually(lambda: not instance.keeper.pending(), 10)
-    assert con.execute("FROM vector_indexes()").fetchall() == []
+
+    def none_is_there() -> bool:
+        return con.execute("FROM vector_indexes()").fetchall() == []
+
+    eventually(lambda: not instance.keeper.pending() and none_is_there(), 10)
     assert con.execute("FROM duckvec.indexes").fetchall() == []
     folder = path.with_name(path.name + ".duckvec")
     assert not folder.exists() or not list(folder.iterdir())
@@ -155,6 +166,7 @@ import os, signal, sys, threading, time
 import duckvec
 from duckvec.index_types import get_index_type
 
+signal.signal(signal.SIGINT, signal.default_int_handler)
 flat = get_index_type("FLAT")
 build, began, go_on = flat.build, threading.Event(), threading.Event()
 

@@ -28,7 +28,8 @@ def read(path: Path) -> Any:
 def executed() -> Any:
     """The notebook after a run of all its cells, in a kernel of its own."""
     notebook = read(EXAMPLES / "search.ipynb")
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TQDM_DISABLE", "1")  # the bar of a build that is slow here
         warnings.simplefilter("ignore")  # of Jupyter's own libraries
         client = nbclient.NotebookClient(
             notebook,

@@ -23,7 +23,12 @@ from duckvec.shell.output import Result, as_csv, as_json, as_markdown, print_box
 from duckvec.shell.running import Session, is_complete
 from tests.data import Vectors, create, create_table
 
-COMMAND = [sys.executable, "-c", "from duckvec.shell import main; main()"]
+# Where the tests run in the background, Ctrl-C is ignored; not in a shell.
+PROGRAM = (
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "from duckvec.shell import main; main()"
+)
+COMMAND = [sys.executable, "-c", PROGRAM]
 DRAWN = {
     "NO_COLOR": "1",
     "PROMPT_TOOLKIT_NO_CPR": "1",
