@@ -57,14 +57,6 @@ def _press_ctrl_c() -> None:
     os.kill(os.getpid(), signal.SIGINT)
 
 
-@pytest.fixture(autouse=True)
-def ctrl_c_interrupts() -> Iterator[None]:
-    """Ctrl-C has its usual meaning, also where the tests run in the background."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 class _Step:
     """A stand-in for a step of a library that takes long and cannot be interrupted."""
 
@@ -362,3 +354,15 @@ def test_without_a_place_for_files_a_call_runs_all_the_same(
     monkeypatch.setattr(keyboard, "_tried", False)
     monkeypatch.setattr(keyboard, "_file", None)
     assert create(con, "IVF_FLAT")["row_count"] == len(vectors.rows)
+
+
+def test_ctrl_c_is_noticed_after_a_handler_was_set_anew(
+    con: duckdb.DuckDBPyConnection, path: Path, vectors: Vectors, step: _Step
+) -> None:
+    create_table(con, vectors)
+    for _ in range(2):  # as the cells of a notebook do
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        with _after(0.5, _press_ctrl_c) as times, pytest.raises(INTERRUPTED):
+            create(con, "FLAT")
+        assert time.monotonic() - times[0] < SOON + SLACK
+    _leaves_nothing(con, path)

@@ -17,8 +17,8 @@ import threading
 from typing import IO, Any
 
 _lock = threading.Lock()
-# Where signals are noted; None until they are, or where they cannot be. It stays for
-# the life of the process: were the noting undone while a signal is handled, it
+# Where signals are noted; None until they are, or where they cannot be. The noting is
+# never just undone: were that done while a signal is handled, faulthandler's handler
 # would be put in place again, switched off, and no Ctrl-C would ever arrive.
 _file: IO[Any] | None = None
 _tried = False
@@ -50,17 +50,23 @@ def notice() -> Noticed:
     if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         return Noticed()
     with _lock:
-        _begin_noting()
+        _note()
     return Noticed(None if _file is None else _file.fileno())
 
 
-def _begin_noting() -> None:
+def _note() -> None:
+    """Put faulthandler's handler before Python's, also where it was there before.
+
+    Who sets Python's handler anew, as notebooks do for each cell, takes it away.
+    """
     global _file, _tried
     register = getattr(faulthandler, "register", None)
-    if _tried or register is None:
+    if register is None:
         return
-    _tried = True
-    with contextlib.suppress(OSError):  # no place for files, for example
-        file = tempfile.TemporaryFile()  # noqa: SIM115 - it stays open
-        register(signal.SIGINT, file, all_threads=False, chain=True)
-        _file = file
+    if not _tried:
+        _tried = True
+        with contextlib.suppress(OSError):  # no place for files, for example
+            _file = tempfile.TemporaryFile()  # noqa: SIM115 - it stays open
+    if _file is not None:
+        faulthandler.unregister(signal.SIGINT)
+        register(signal.SIGINT, _file, all_threads=False, chain=True)
