@@ -177,8 +177,8 @@ def main() -> int:
         "altered": lambda share: soak_altered(seed, share * seconds, folder),
         "hostile": lambda share: soak_hostile(seed, share * seconds, folder),
     }
-    shares = {"worlds": 0.3, "threads": 0.1, "lives": 0.05}
-    shares |= {"kills": 0.25, "faults": 0.05, "altered": 0.1, "hostile": 0.15}
+    shares = {"worlds": 0.25, "threads": 0.1, "lives": 0.05}
+    shares |= {"kills": 0.25, "faults": 0.05, "altered": 0.1, "hostile": 0.2}
     if arguments.only:
         shares = {arguments.only: 1.0}
     right = [parts[name](share) for name, share in shares.items()]
