@@ -58,10 +58,7 @@ class Call:
         self._caller = caller
         self._ctrl_c: Noticed | None = None
         self._ctrl_c_pulses = 0
-        self._thread = threading.Thread(
-            target=self._run, name="duckvec-call", daemon=True
-        )
-        self._thread.start()
+        threading.Thread(target=self._run, name="duckvec-call", daemon=True).start()
 
     def wait_a_moment(self) -> bool:
         """Wait for a moment; return whether the work has ended."""
@@ -107,13 +104,11 @@ class Call:
             self._ctrl_c_pulses += 1
         return self._ctrl_c_pulses > CTRL_C_PULSES
 
-    def cancel(self, timeout: float | None = None) -> None:
-        """Stop the work at its next check, and wait so long for that."""
+    def cancel(self) -> None:
+        """Stop the work at its next check."""
         with self._changed:
             self._cancelled = True
             self._changed.notify_all()
-        if timeout is not None:
-            self._done.wait(timeout)
 
     def check(self) -> None:
         """Stop the work here where it was cancelled, or nobody waits for it any more.

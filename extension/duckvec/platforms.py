@@ -66,11 +66,6 @@ def flush_folder(path: Path) -> None:
         os.close(descriptor)
 
 
-def has_thread_priorities() -> bool:
-    """Tell whether one thread may have another priority than the rest."""
-    return sys.platform == "linux"
-
-
 def lower_priority() -> None:
     """Let other threads go before the calling one and those that it starts.
 
