@@ -33,16 +33,31 @@ pytestmark = pytest.mark.core
 SOON = 1.0  # seconds from the interruption until the call is over
 SLACK = 1.0  # and what a busy machine may add
 # DuckDB raises the second one where a worker thread of its own ran our function.
-INTERRUPTED = (duckdb.InterruptException, RuntimeError)
+# The third comes where Ctrl-C is pressed just as the main thread enters our function.
+INTERRUPTED = (
+    duckdb.InterruptException,
+    RuntimeError,
+    duckdb.InvalidInputException,
+    KeyboardInterrupt,
+)
 SLOW = 20.0  # what a call takes that nobody interrupts
 
 
 @contextlib.contextmanager
-def _after(seconds: float, act: Callable[[], Any]) -> Iterator[list[float]]:
-    """Do something in another thread after a while; yield when it was done."""
+def _after(
+    seconds: float, act: Callable[[], Any], begun: threading.Event | None = None
+) -> Iterator[list[float]]:
+    """Do something in another thread after a while; yield when it was done.
+
+    The while begins with `begun`: Ctrl-C outside the call would end pytest.
+    """
     times: list[float] = []
+    if begun:
+        begun.clear()
 
     def run() -> None:
+        if begun:
+            begun.wait(SLOW)
         time.sleep(seconds)
         times.append(time.monotonic())
         act()
@@ -57,6 +72,23 @@ def _press_ctrl_c() -> None:
     os.kill(os.getpid(), signal.SIGINT)
 
 
+def _raised_by(call: Callable[[], Any]) -> BaseException | None:
+    """Return what a call raises, and Ctrl-C that comes late with it.
+
+    Let out of here it would end pytest.
+    """
+    raised: BaseException | None = None
+    try:
+        try:
+            call()
+        except INTERRUPTED as error:
+            raised = error
+        time.sleep(0.01)  # Python handles a signal here at the latest
+    except KeyboardInterrupt as error:
+        return error
+    return raised
+
+
 class _Step:
     """A stand-in for a step of a library that takes long and cannot be interrupted."""
 
@@ -66,9 +98,16 @@ class _Step:
         self.ended = threading.Event()
 
     def __call__(self) -> None:
+        self.ended.clear()
         self.began.set()
         self.go_on.wait(SLOW)
         self.ended.set()
+
+    def finish(self) -> None:
+        """Let the step that runs go on, and the next one wait again."""
+        self.go_on.set()
+        assert self.ended.wait(5)
+        self.go_on.clear()
 
 
 @pytest.fixture
@@ -107,9 +146,9 @@ def test_an_interrupted_build_leaves_nothing_and_the_connection_works_on(
 ) -> None:
     create_table(con, vectors)
     act = con.interrupt if how == "interrupt" else _press_ctrl_c
-    with _after(0.5, act) as times, pytest.raises(INTERRUPTED):
-        create(con, "FLAT")
-    assert time.monotonic() - times[0] < SOON + SLACK
+    with _after(0.5, act, step.began) as times:
+        assert _raised_by(lambda: create(con, "FLAT"))
+        assert time.monotonic() - times[0] < SOON + SLACK
     assert step.began.is_set() and not step.ended.is_set()
     _leaves_nothing(con, path)
     assert len(search(con, vectors.query(0))) == 10
@@ -121,6 +160,24 @@ def test_an_interrupted_build_leaves_nothing_and_the_connection_works_on(
     assert found == [("IVF_FLAT", "ready")], "what was given up is thrown away"
 
 
+@pytest.mark.parametrize("how", ["interrupt", "ctrl-c"])
+def test_a_build_that_is_done_just_then_changes_nothing(
+    con: duckdb.DuckDBPyConnection, path: Path, vectors: Vectors, step: _Step, how: str
+) -> None:
+    create_table(con, vectors)
+
+    def act() -> None:
+        con.interrupt() if how == "interrupt" else _press_ctrl_c()
+        step.go_on.set()
+
+    for pause in (0.5, 0.52, 0.54):
+        step.go_on.clear()
+        with _after(pause, act, step.began):
+            assert _raised_by(lambda: create(con, "FLAT"))
+        assert step.ended.wait(5)
+        _leaves_nothing(con, path)
+
+
 def test_a_compaction_is_interrupted_and_the_index_stays(
     con: duckdb.DuckDBPyConnection, vectors: Vectors, step: _Step
 ) -> None:
@@ -128,11 +185,10 @@ def test_a_compaction_is_interrupted_and_the_index_stays(
     step.go_on.set()
     create(con, "FLAT")
     step.go_on.clear()
-    step.ended.clear()
     con.execute("INSERT INTO items SELECT id + 10000, price, embedding FROM items")
     before = con.execute("SELECT file FROM vector_index_segments()").fetchall()
     with (
-        _after(0.5, con.interrupt) as times,
+        _after(0.5, con.interrupt, step.began) as times,
         pytest.raises(duckdb.InterruptException),
     ):
         con.execute("CALL vector_compact('items')")
@@ -146,9 +202,12 @@ def test_the_handle_raises_what_python_raises(
 ) -> None:
     create_table(con, vectors)
     handle = duckvec.load(con)
-    with _after(0.5, _press_ctrl_c), pytest.raises(KeyboardInterrupt):
-        handle.create("items", "FLAT")
-    with _after(0.5, con.interrupt), pytest.raises(duckdb.InterruptException):
+    with _after(0.5, _press_ctrl_c, step.began):
+        raised = _raised_by(lambda: handle.create("items", "FLAT"))
+        assert isinstance(raised, KeyboardInterrupt)
+    step.finish()
+    interrupted = pytest.raises(duckdb.InterruptException)
+    with _after(0.5, con.interrupt, step.began), interrupted:
         handle.create("items", "FLAT")
     _leaves_nothing(con, path)
 
@@ -362,7 +421,8 @@ def test_ctrl_c_is_noticed_after_a_handler_was_set_anew(
     create_table(con, vectors)
     for _ in range(2):  # as the cells of a notebook do
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        with _after(0.5, _press_ctrl_c) as times, pytest.raises(INTERRUPTED):
-            create(con, "FLAT")
-        assert time.monotonic() - times[0] < SOON + SLACK
+        with _after(0.5, _press_ctrl_c, step.began) as times:
+            assert _raised_by(lambda: create(con, "FLAT"))
+            assert time.monotonic() - times[0] < SOON + SLACK
+        step.finish()
     _leaves_nothing(con, path)

@@ -75,6 +75,8 @@ class Call:
     def confirm(self) -> None:
         """Let the statement come again, which it does unless it was interrupted.
 
+        After Ctrl-C it may come although its caller has left already.
+
         Raises:
             InterruptedCallError: it was, and nothing may be changed any more.
         """
@@ -91,7 +93,7 @@ class Call:
                 )
             finally:
                 self._asked = False
-        if not comes or self._cancelled:
+        if not comes or self._cancelled or self._ctrl_c:
             raise InterruptedCallError(self._name)
 
     def heard_ctrl_c(self) -> bool:

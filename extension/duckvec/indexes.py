@@ -12,7 +12,7 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from duckvec import background, bars
+from duckvec import background, bars, keyboard
 from duckvec.errors import ClosedError, ForkedError, QueryError
 from duckvec.forks import require_unforked
 from duckvec.install import install, uninstall
@@ -348,10 +348,12 @@ class VectorIndexes:
     def _telling_ctrl_c(self) -> Iterator[None]:
         """Raise what Python raises where DuckDB was interrupted by Ctrl-C."""
         self._session.calls.by_keyboard = False
+        pressed = keyboard.notice() if keyboard.is_main_thread() else False
         try:
             yield
-        except (duckdb.InterruptException, RuntimeError) as error:
-            if self._session.calls.by_keyboard or str(error) == BY_KEYBOARD:
+        except (duckdb.Error, RuntimeError) as error:
+            told = self._session.calls.by_keyboard or str(error) == BY_KEYBOARD
+            if pressed or told:
                 raise KeyboardInterrupt from error
             raise
 

@@ -40,9 +40,9 @@ class Noticed:
         return 0 if self._file is None else os.fstat(self._file).st_size
 
 
-def is_main_thread(ident: int) -> bool:
-    """Tell whether a thread is the one in which Python handles signals."""
-    return ident == threading.main_thread().ident
+def is_main_thread(ident: int | None = None) -> bool:
+    """Tell whether a thread, or this one, is where Python handles signals."""
+    return (ident or threading.get_ident()) == threading.main_thread().ident
 
 
 def notice() -> Noticed:
