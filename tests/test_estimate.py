@@ -301,7 +301,26 @@ MEASURED: list[tuple[str, dict[str, int]]] = [
     reason="the highest point of memory can be reset on Linux only",
 )
 def test_builds_need_as_much_memory_as_estimated(tmp_path: Path) -> None:
-    script = tmp_path / "measure.py"  # DuckDB shows progress where there is no file
+    highest: dict[str, int] = {}
+    for _ in range(5):  # where all is busy, threads need theirs one by one
+        lines = _measure(tmp_path)
+        assert [line[0] for line in lines] == [name for name, _ in MEASURED]
+        missed = []
+        for index_type, size, estimated_size, memory, estimated_memory in lines:
+            assert estimated_size == pytest.approx(size, rel=SHARE), index_type
+            memory = highest[index_type] = max(memory, highest.get(index_type, 0))
+            slack = SHARE * memory + (MEGABYTES << 20)
+            assert memory - estimated_memory < slack, (index_type, lines)
+            if estimated_memory - memory >= slack:
+                missed.append((index_type, memory, estimated_memory))
+        if not missed:
+            break
+    assert not missed
+
+
+def _measure(folder: Path) -> list[Any]:
+    """Build every type in a process of its own; return what it printed."""
+    script = folder / "measure.py"  # DuckDB shows progress where there is no file
     script.write_text(MEASURE, encoding="utf-8")
     root = str(Path(__file__).parents[1])
     done = subprocess.run(
@@ -316,9 +335,4 @@ def test_builds_need_as_much_memory_as_estimated(tmp_path: Path) -> None:
         text=True,
         check=True,
     )
-    lines = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [line[0] for line in lines] == [index_type for index_type, _ in MEASURED]
-    for index_type, size, estimated_size, memory, estimated_memory in lines:
-        assert estimated_size == pytest.approx(size, rel=SHARE), index_type
-        slack = SHARE * memory + (MEGABYTES << 20)
-        assert abs(estimated_memory - memory) < slack, (index_type, lines)
+    return [json.loads(line) for line in done.stdout.splitlines()]
