@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
 import threading
@@ -16,6 +17,8 @@ import pytest
 
 import duckvec
 from duckvec import guard_watch, guards, states
+from duckvec.chains import commit_epoch
+from duckvec.keeper import Task
 from tests.data import (
     EXHAUSTIVE,
     Vectors,
@@ -69,6 +72,41 @@ def generation_of(con: duckdb.DuckDBPyConnection) -> int:
     (index,) = state_of(con).indexes.values()
     assert index.generation is not None
     return index.generation.number
+
+
+@pytest.mark.parametrize("place", ["memory", "file"])
+@pytest.mark.parametrize("by", ["keeper", "armer"])
+def test_a_forced_checkpoint_ends_where_the_background_has_to_commit(
+    vectors: Vectors, path: Path, place: str, by: str
+) -> None:
+    con = duckvec.connect(":memory:" if place == "memory" else str(path))
+    create_table(con, vectors)
+    create(con, "IVF_FLAT")
+    check(con, vectors)
+    instance = duckvec.load(con)._instance
+    state = next(iter(instance.databases.values()))
+    begun = threading.Event()
+
+    def work(task: Task) -> None:
+        begun.set()
+        time.sleep(0.5)  # now the checkpoint waits for the guard
+        if by == "keeper":
+            commit_epoch(task, instance, state)
+        else:
+            commit = functools.partial(commit_epoch, instance=instance, state=state)
+            instance.armer.submit("a commit", commit).wait()
+
+    con.execute(IN_PLACE)  # a checkpoint has to wait until nobody sees it undone
+    task = instance.keeper.submit("work of the background", work)
+    begun.wait()
+    checkpoint = threading.Thread(
+        target=con.cursor().execute, args=("FORCE CHECKPOINT",), daemon=True
+    )
+    checkpoint.start()
+    checkpoint.join(10)
+    assert not checkpoint.is_alive()
+    task.wait(10)
+    check(con, vectors)
 
 
 def test_a_guard_begins_with_a_search_and_goes_after_the_last_one(

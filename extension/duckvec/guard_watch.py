@@ -83,9 +83,13 @@ def _is_over(
         if idle < (CHANGED_SECONDS if marked else IDLE_SECONDS):
             return False
         return _release(instance, session, state.oid, used_at)
-    enough = ATTACHED_SECONDS if state.attached else IDLE_SECONDS
-    if idle < enough or instance.keeper.pending():
+    if idle < (ATTACHED_SECONDS if state.attached else IDLE_SECONDS):
         return False
+    if instance.keeper.pending():
+        # What its work waits for may be a FORCE CHECKPOINT, and that for the guard.
+        waiting = (instance.keeper, instance.armer)
+        held_up = max(each.held_up_seconds() for each in waiting) > WAITING_SECONDS
+        return held_up and _release(instance, session, state.oid, used_at, safely=False)
     if guard.ending != used_at:
         guard.ending, guard.ending_since = used_at, now
         name = f'ending a guard of database "{state.name}"'

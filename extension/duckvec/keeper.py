@@ -116,6 +116,11 @@ class Task:
             self._waits_since = None
         self.check()
 
+    def held_up_seconds(self) -> float:
+        """Return how long it has been waiting for a lock; 0 where it is not."""
+        since = self._waits_since
+        return 0.0 if since is None else time.monotonic() - since
+
     def waits_like(self, other: Task | None) -> None:
         """Wait as long as another task does, which holds a lock of ours."""
         self._waits_since = other._waits_since if other else None
@@ -142,8 +147,10 @@ class Task:
             while not self._done.wait(POLL_SECONDS):
                 heed()
                 first = self.before()
-                since = self._waits_since or (first._waits_since if first else None)
-                if since and time.monotonic() - since > BEGIN_TIMEOUT_SECONDS:
+                waited = self.held_up_seconds()
+                if not waited and first is not None:
+                    waited = first.held_up_seconds()
+                if waited > BEGIN_TIMEOUT_SECONDS:
                     raise BusyError(
                         f"{self.name} cannot begin while a checkpoint waits for open "
                         "transactions; commit them and try again"
@@ -269,6 +276,11 @@ class Keeper:
         current = self._current
         tasks = [current, *(task for task in queued if task is not current)]
         return [task for task in tasks if task is not None and not task.done]
+
+    def held_up_seconds(self) -> float:
+        """Return how long the task that runs has been waiting for a lock."""
+        current = self._current
+        return 0.0 if current is None else current.held_up_seconds()
 
     def cancel(self) -> None:
         """Cancel all tasks, and take no new ones."""
