@@ -16,6 +16,10 @@ from duckvec.errors import UnknownMetricError
 
 # Small enough that what is computed on the way needs little memory beside the vectors.
 ROWS_PER_BLOCK = 1024
+# The square of the largest norm that libraries get to see, 2**62: every distance, its
+# square and every inner product of two such vectors is within a float32. faiss ends the
+# process where its clustering meets an infinite one.
+LARGEST_SQUARED_NORM = 2.0**124
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,13 @@ def parse_metric(text: str) -> Metric:
         return METRICS[text.strip().upper()]
     except KeyError:
         raise UnknownMetricError(text, tuple(METRICS)) from None
+
+
+def are_bounded(vectors: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Tell which rows (n, d) are finite, and small enough for every library."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        squares = np.einsum("ij,ij->i", vectors, vectors)
+        return np.asarray(squares <= LARGEST_SQUARED_NORM)
 
 
 def normalize_rows(vectors: NDArray[Any]) -> NDArray[np.float32]:

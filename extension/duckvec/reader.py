@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from duckvec.errors import ColumnError
-from duckvec.metrics import Metric
+from duckvec.metrics import Metric, are_bounded
 from duckvec.segments import hash_vectors
 from duckvec.sql_text import quote_identifier
 from duckvec.tables import Table, VectorColumn
@@ -21,17 +21,19 @@ BATCH_ROWS = 2048
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of one batch whose vector can be indexed.
+    """Rows of one batch whose vector may be a neighbour.
 
     Attributes:
         rowids: int64 (n,).
         vectors: float32 (n, d), finite; read-only memory of Arrow's where possible.
         not_finite: int64, row ids left out because of a NaN or infinite component.
+        too_large: int64, those of `rowids` whose vector no library can take.
     """
 
     rowids: NDArray[np.int64]
     vectors: NDArray[np.float32]
     not_finite: NDArray[np.int64]
+    too_large: NDArray[np.int64]
 
 
 def count_rows(
@@ -131,18 +133,20 @@ def read_vectors(
         WHERE rowid > {after_rowid:d} {last} AND {name} IS NOT NULL {same_length}
         """
     ).to_arrow_reader(BATCH_ROWS)
-    zeros = np.zeros(dimension, dtype=np.float32)
+    none = np.empty(0, dtype=np.int64)
     for batch in reader:
         rowids = batch.column(0).to_numpy()
         vectors = _matrix(batch.column(1), dimension)
-        with np.errstate(invalid="ignore"):
-            # x * 0 is 0 for what is finite and NaN otherwise.
-            finite = ~np.isnan(vectors @ zeros)
+        bounded = are_bounded(vectors)
+        finite: NDArray[np.bool_] = bounded
+        if not bounded.all():
+            finite = np.asarray(np.isfinite(vectors).all(axis=1))
         usable = finite & vectors.any(axis=1) if metric.normalizes else finite
+        too_large = rowids[usable & ~bounded]
         if usable.all():
-            yield Batch(rowids, vectors, rowids[:0])
+            yield Batch(rowids, vectors, none, too_large)
         else:
-            yield Batch(rowids[usable], vectors[usable], rowids[~finite])
+            yield Batch(rowids[usable], vectors[usable], rowids[~finite], too_large)
 
 
 def _matrix(column: Any, dimension: int) -> NDArray[np.float32]:

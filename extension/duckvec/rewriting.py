@@ -46,6 +46,7 @@ from duckvec.tracking import Generation, Seal
 from duckvec.writer import (
     READ_SHARE,
     Order,
+    Refused,
     SegmentWriter,
     most_thorough,
     remove_files,
@@ -199,8 +200,13 @@ def _read_chunk(
     dimension: int | None,
     wanted: NDArray[np.int64],
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Return the vectors and row ids of wanted rows that can be indexed."""
+    """Return the vectors and row ids of wanted rows that can be indexed.
+
+    Raises:
+        ColumnError: a norm is too large: searches have to find it in the tail.
+    """
     order = writer.order
+    refused = Refused()
     rowids = np.empty(len(wanted), dtype=np.int64)
     vectors = np.empty((len(wanted), dimension or 1), dtype=np.float32)
     filled = 0
@@ -215,6 +221,7 @@ def _read_chunk(
             int(wanted[-1]),
         ):
             writer.check()
+            refused.note(np.empty(0, np.int64), np.intersect1d(batch.too_large, wanted))
             at = np.minimum(np.searchsorted(wanted, batch.rowids), len(wanted) - 1)
             mine = wanted[at] == batch.rowids
             end = filled + int(mine.sum())
@@ -222,6 +229,7 @@ def _read_chunk(
             vectors[filled:end] = batch.vectors[mine]
             filled = end
             writer.report(READ_SHARE * filled)
+    refused.check(order)
     return vectors[:filled], rowids[:filled]
 
 

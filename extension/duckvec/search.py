@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from duckvec.errors import QueryError
 from duckvec.index_types import get_index_type
 from duckvec.index_types.base import SegmentIndex
-from duckvec.metrics import Metric, normalize_rows
+from duckvec.metrics import Metric, are_bounded, normalize_rows
 from duckvec.selections import SelectedSegment, Selection
 from duckvec.tracking import Generation, LiveSegment
 
@@ -191,16 +191,20 @@ def _search(
         all_of_them: gives their row ids.
     """
     queries = wanted.queries
+    too_large = np.zeros(len(queries), dtype=np.bool_)
     if wanted.metric.normalizes:
         queries = normalize_rows(queries)
+    else:
+        too_large = ~are_bounded(queries)
     found = [_search_segment(each, queries, wanted) for each in searches]
     widths = [each.width for each in searches]
     rowids = found[0][0] if len(found) == 1 else _nearest(found, max(widths))
     valid = rowids >= 0
     counts = valid.sum(axis=1)
-    short = counts < min(*widths, entries)
+    short = too_large | (counts < min(*widths, entries))
     if bool(short.any()):
-        # A type that ran short cannot say what it missed: all rows are candidates.
+        # A type that ran short cannot say what it missed: all rows are candidates. Nor
+        # can one whose distances overflow.
         return _with_everything(all_of_them(), rowids, valid, np.flatnonzero(short))
     return rowids[valid], _offsets(counts)
 

@@ -218,6 +218,44 @@ class SegmentWriter:
             remove_files(self.segments)
 
 
+class Refused:
+    """The rows whose vectors no index can hold; true where there are any."""
+
+    def __init__(self) -> None:
+        """Begin without any."""
+        self._not_finite: list[NDArray[np.int64]] = []
+        self._too_large: list[NDArray[np.int64]] = []
+
+    def note(self, not_finite: NDArray[np.int64], too_large: NDArray[np.int64]) -> None:
+        """Keep the row ids of a batch."""
+        self._not_finite += [not_finite] if len(not_finite) else []
+        self._too_large += [too_large] if len(too_large) else []
+
+    def __bool__(self) -> bool:
+        """Tell whether there are any."""
+        return bool(self._not_finite or self._too_large)
+
+    def check(self, order: Order) -> None:
+        """Refuse the column where there are any.
+
+        Raises:
+            ColumnError: with their number, and one of them.
+        """
+        for parts, verbs, what in (
+            (self._not_finite, ("holds", "hold"), "NaN or infinite values"),
+            (self._too_large, ("has", "have"), "a norm above 4.6e18"),
+        ):
+            count = sum(map(len, parts))
+            if count:
+                one = count == 1
+                raise ColumnError(
+                    f"{count} {'vector' if one else 'vectors'} in "
+                    f"{quote_identifier(order.column.name)} of {order.table.label} "
+                    f"{verbs[0] if one else verbs[1]} {what}, such as the one "
+                    f"at rowid {int(parts[0][0])}; set them to NULL"
+                )
+
+
 def write_table(
     writer: SegmentWriter, cursor: duckdb.DuckDBPyConnection, dimension: int | None
 ) -> tuple[int, int, int]:
@@ -228,7 +266,7 @@ def write_table(
         were left out.
 
     Raises:
-        ColumnError: a vector has a NaN or infinite component.
+        ColumnError: a vector has a NaN or infinite component, or too large a norm.
     """
     order = writer.order
     rows, vectors, last = count_rows(cursor, order.table, order.column)
@@ -238,36 +276,27 @@ def write_table(
     capacity = segment_capacity(order.index_file_size, dimension)
     buffer = np.empty((min(capacity, vectors), dimension), dtype=np.float32)
     rowids = np.empty(len(buffer), dtype=np.int64)
-    filled, read, not_finite = 0, 0, 0
-    example = -1
+    filled, read = 0, 0
+    refused = Refused()
     for batch in read_vectors(
         cursor, order.table, order.column, dimension, order.metric
     ):
         writer.check()
-        if len(batch.not_finite):
-            example = int(batch.not_finite[0]) if not not_finite else example
-            not_finite += len(batch.not_finite)
+        refused.note(batch.not_finite, batch.too_large)
         start = 0
         while start < len(batch.rowids):
             take = min(len(buffer) - filled, len(batch.rowids) - start)
             buffer[filled : filled + take] = batch.vectors[start : start + take]
             rowids[filled : filled + take] = batch.rowids[start : start + take]
             filled, start = filled + take, start + take
-            if filled == len(buffer) and not not_finite:
+            if filled == len(buffer) and not refused:
                 writer.write(buffer, rowids)
                 filled = 0
             elif filled == len(buffer):
                 filled = 0  # only counting goes on
         read += len(batch.rowids)
         writer.report(READ_SHARE * filled)
-    if not_finite:
-        one = not_finite == 1
-        raise ColumnError(
-            f"{not_finite} {'vector' if one else 'vectors'} in "
-            f"{quote_identifier(order.column.name)} of {order.table.label} "
-            f"{'holds' if one else 'hold'} NaN or infinite values, such as the one "
-            f"at rowid {example}; set them to NULL"
-        )
+    refused.check(order)
     if filled:
         writer.write(buffer[:filled], rowids[:filled])
     return last, rows, vectors - read
