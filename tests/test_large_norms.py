@@ -88,6 +88,19 @@ def test_larger_ones_are_refused(
     assert memory.execute("FROM vector_indexes()").fetchall() == []
 
 
+@pytest.mark.parametrize("index_type", PARAMS)
+def test_an_estimate_leaves_them_out(
+    memory: duckdb.DuckDBPyConnection, index_type: str
+) -> None:
+    create_table(memory, VECTORS)
+    memory.execute("UPDATE items SET embedding = ? WHERE id % 100 = 7", [HUGE])
+    rows = memory.execute(
+        "SELECT row_count FROM vector_index_estimate('items', ?, ?)",
+        [index_type, PARAMS[index_type]],
+    ).fetchall()
+    assert rows == [(len(VECTORS.rows),)]
+
+
 def test_those_that_come_later_are_found_and_stay_in_the_tail(
     con: duckdb.DuckDBPyConnection,
 ) -> None:

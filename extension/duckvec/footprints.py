@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from duckvec.index_types.base import Estimate, Sketch
-from duckvec.metrics import normalize_rows
+from duckvec.metrics import are_bounded, normalize_rows
 from duckvec.policy import segment_capacity
 from duckvec.reader import BATCH_ROWS, count_rows, usable_condition
 from duckvec.sql_text import quote_identifier
@@ -65,7 +65,7 @@ class Rows:
             f"USING SAMPLE reservoir({rows:d} ROWS) REPEATABLE (1)"
         ).fetchnumpy()
         drawn = np.array([*found["vector"]], dtype=np.float32)
-        drawn = drawn[np.isfinite(drawn).all(axis=1)]
+        drawn = drawn[are_bounded(drawn)]
         return normalize_rows(drawn) if self.order.metric.normalizes else drawn
 
 
