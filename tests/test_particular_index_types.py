@@ -39,6 +39,30 @@ def libraries() -> None:
 
 
 @every_metric
+def test_hnsw_finds_all_where_it_weighs_as_many_rows_as_there_are(
+    metric_name: str,
+) -> None:
+    """The graph itself does not lead to each row, with inner products above all."""
+    metric = METRICS[metric_name]
+    random = np.random.default_rng(3)
+    vectors = random.standard_normal((700, 3)).astype(np.float32)
+    vectors = as_given(np.concatenate([vectors, vectors[:50]]), metric)
+    kind = get_index_type("HNSW")
+    params = {"M": 5, "efConstruction": 100}
+    segment = kind.build(vectors, metric, params, threads=2)
+    queries = as_given(random.standard_normal((20, 3)).astype(np.float32), metric)
+    allowed = random.random(len(vectors)) < 0.5
+    for chosen in (None, allowed):
+        hits = segment.search(queries, 300, {"ef": 4096}, allowed=chosen)
+        truth = all_distances(queries, vectors, metric)
+        if chosen is not None:
+            truth[:, ~chosen] = np.inf
+        for row, ids in enumerate(rescored(hits, truth, 300)):
+            found = np.sort(truth[row, ids])
+            np.testing.assert_allclose(found, np.sort(truth[row])[:300], atol=1e-5)
+
+
+@every_metric
 @pytest.mark.parametrize("count", [1, 40])
 @pytest.mark.parametrize("name", ["FLAT", "IVF_FLAT"])
 def test_exhaustive_searches_agree_with_single_precision_scans(

@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from duckvec.errors import ArtifactError, MissingLibraryError
+from duckvec.index_types._faiss import load_faiss
+from duckvec.index_types._flat_segment import pack
 from duckvec.index_types._range import cuts, sampled_longest, search_range_widening
 from duckvec.index_types._rows import (
     Copies,
@@ -92,7 +94,8 @@ EF = Parameter(
     default=MEASURED,
     description=(
         "How many candidates a search keeps, at least k; more find more of the nearest "
-        "and take longer. Typically 2 to 20 times k."
+        "and take longer. Typically 2 to 20 times k; as many as the rows of a segment "
+        "find all."
     ),
     lower=lambda k, build_params: k,
     upper=lambda k, build_params: max(k, LARGEST_EF),
@@ -194,6 +197,11 @@ class HnswSegment(SegmentIndex):
     def _largest_norm(self) -> float:
         return sampled_longest(self._distinct_vectors, self._distinct)
 
+    @cached_property
+    def _packed(self) -> SegmentIndex:
+        vectors = self._distinct_vectors(np.arange(self._distinct))
+        return pack(load_faiss("HNSW"), vectors, self._metric)
+
     def _distinct_vectors(self, labels: NDArray[np.integer]) -> NDArray[np.float32]:
         found = np.asarray(self._index.get_items(labels), dtype=np.float32)
         return found.reshape(-1, self.dimension)
@@ -210,6 +218,10 @@ class HnswSegment(SegmentIndex):
     def _nearest_distinct(
         self, queries: NDArray[np.float32], width: int, ef: int, threads: int
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        if self._distinct <= min(max(ef, width), LARGEST_EF):
+            # All rows are to be weighed, and the graph need not lead to each.
+            hits = self._packed.search(queries, width, {}, threads=threads)
+            return hits.positions[:, :width], hits.distances[:, :width]
         found = self._query(queries, width, max(ef, width), threads)
         if found is not None:
             return found
