@@ -18,7 +18,10 @@ import pytest
 import duckvec
 from duckvec import guard_watch, guards, states
 from duckvec.chains import commit_epoch
+from duckvec.instance import Instance
 from duckvec.keeper import Task
+from duckvec.states import DatabaseState
+from duckvec.steps import snapshot, store_plan
 from tests.data import (
     EXHAUSTIVE,
     Vectors,
@@ -74,10 +77,47 @@ def generation_of(con: duckdb.DuckDBPyConnection) -> int:
     return index.generation.number
 
 
+Work = Callable[[Task, Instance, DatabaseState], object]
+
+
+def _commit(task: Task, instance: Instance, state: DatabaseState) -> None:
+    time.sleep(0.5)  # now the checkpoint waits for the guard
+    commit_epoch(task, instance, state)
+
+
+def _let_commit(task: Task, instance: Instance, state: DatabaseState) -> None:
+    time.sleep(0.5)
+    commit = functools.partial(commit_epoch, instance=instance, state=state)
+    instance.armer.submit("a commit", commit).wait()
+
+
+def _seal(task: Task, instance: Instance, state: DatabaseState) -> None:
+    time.sleep(0.5)
+    instance.seal_transaction(state.name)
+
+
+def _store(task: Task, instance: Instance, state: DatabaseState) -> None:
+    time.sleep(0.5)
+    instance.stored_plans.clear()
+    (index,) = state.indexes.values()
+    assert index.seen is not None
+    store_plan(task, instance, state, index.row, index.seen)
+
+
+def _seal_in_snapshot(task: Task, instance: Instance, state: DatabaseState) -> None:
+    (index,) = state.indexes.values()
+    assert index.seen is not None
+    with snapshot(task, instance, state, index.seen):
+        time.sleep(0.5)
+        instance.seal_transaction(state.name)
+
+
 @pytest.mark.parametrize("place", ["memory", "file"])
-@pytest.mark.parametrize("by", ["keeper", "armer"])
-def test_a_forced_checkpoint_ends_where_the_background_has_to_commit(
-    vectors: Vectors, path: Path, place: str, by: str
+@pytest.mark.parametrize(
+    "work", [_commit, _let_commit, _seal, _store, _seal_in_snapshot]
+)
+def test_a_forced_checkpoint_ends_whatever_the_background_does(
+    vectors: Vectors, path: Path, place: str, work: Work
 ) -> None:
     con = duckvec.connect(":memory:" if place == "memory" else str(path))
     create_table(con, vectors)
@@ -87,26 +127,69 @@ def test_a_forced_checkpoint_ends_where_the_background_has_to_commit(
     state = next(iter(instance.databases.values()))
     begun = threading.Event()
 
-    def work(task: Task) -> None:
+    def run(task: Task) -> None:
         begun.set()
-        time.sleep(0.5)  # now the checkpoint waits for the guard
-        if by == "keeper":
-            commit_epoch(task, instance, state)
-        else:
-            commit = functools.partial(commit_epoch, instance=instance, state=state)
-            instance.armer.submit("a commit", commit).wait()
+        work(task, instance, state)
 
-    con.execute(IN_PLACE)  # a checkpoint has to wait until nobody sees it undone
-    task = instance.keeper.submit("work of the background", work)
+    task = instance.keeper.submit("work of the background", run)
     begun.wait()
-    checkpoint = threading.Thread(
-        target=con.cursor().execute, args=("FORCE CHECKPOINT",), daemon=True
-    )
-    checkpoint.start()
-    checkpoint.join(10)
-    assert not checkpoint.is_alive()
-    task.wait(10)
+    time.sleep(0.2)
+    con.execute(IN_PLACE)  # a checkpoint has to wait for who does not see it
+    forced_in_background(con).join(10)
+    assert task.wait(10) is None
     check(con, vectors)
+
+
+def forced_in_background(con: duckdb.DuckDBPyConnection) -> threading.Thread:
+    """Let a cursor make a FORCE CHECKPOINT, in a thread that need not end."""
+
+    class Checkpoint(threading.Thread):
+        def run(self) -> None:
+            cursor.execute("FORCE CHECKPOINT")
+
+        def join(self, timeout: float | None = None) -> None:
+            super().join(timeout)
+            assert not self.is_alive(), "the checkpoint hangs"
+
+    cursor = con.cursor()
+    thread = Checkpoint(daemon=True)
+    thread.start()
+    return thread
+
+
+@pytest.mark.parametrize("place", ["memory", "file"])
+@pytest.mark.parametrize("kind", ["search", "recall", "load", "exact"])
+def test_calls_in_a_transaction_that_a_forced_checkpoint_waits_for(
+    vectors: Vectors, path: Path, place: str, kind: str
+) -> None:
+    con = duckvec.connect(":memory:" if place == "memory" else str(path))
+    create_table(con, vectors)
+    if kind != "exact":
+        create(con, "IVF_FLAT")
+    reader = con.cursor()
+    duckvec.load(reader)
+    reader.execute("BEGIN")
+    reader.execute("FROM items LIMIT 1").fetchall()
+    con.execute(IN_PLACE)
+    checkpoint = forced_in_background(con)
+    time.sleep(0.3)
+    assert checkpoint.is_alive()
+    done = threading.Event()
+
+    def call() -> None:
+        if kind == "recall":
+            reader.execute("FROM vector_recall('items', sample := 3)").fetchall()
+        elif kind == "load":
+            duckvec.load(reader)
+        else:
+            assert len(search(reader, vectors.query(0))) == 10
+        done.set()
+
+    threading.Thread(target=call, daemon=True).start()
+    assert done.wait(10), "the call hangs"
+    reader.execute("COMMIT")
+    checkpoint.join(10)
+    assert len(search(con, vectors.query(0))) == 10
 
 
 def test_a_guard_begins_with_a_search_and_goes_after_the_last_one(

@@ -167,7 +167,13 @@ def test_a_build_that_is_done_just_then_changes_nothing(
     create_table(con, vectors)
 
     def act() -> None:
-        con.interrupt() if how == "interrupt" else _press_ctrl_c()
+        if how == "interrupt":
+            con.interrupt()
+        else:
+            assert keyboard._file
+            noticed = keyboard.Noticed(keyboard._file.fileno())
+            _press_ctrl_c()
+            eventually(lambda: bool(noticed))
         step.go_on.set()
 
     for pause in (0.5, 0.52, 0.54):

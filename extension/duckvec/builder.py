@@ -75,7 +75,7 @@ def _build(
             if dimension is not None:
                 require_equal_lengths(cursor, table, order.column, dimension)
                 writer.reserve(lambda: peak_bytes(cursor, order, dimension))
-            seal_transaction = instance.seal_transaction(task, state.name)
+            seal_transaction = instance.seal_transaction(state.name)
             watermark, covered_rows, skipped_rows = write_table(
                 writer, cursor, dimension
             )

@@ -72,7 +72,7 @@ def begin_look(session: Session, state: DatabaseState | None) -> Look:
     changes = state.look() if state else 0
     cursor = session.cursor()
     # What it looks up is quicker read than optimised.
-    execute_parsed(cursor, "PRAGMA disable_optimizer; BEGIN TRANSACTION READ ONLY")
+    execute_parsed(cursor, "BEGIN TRANSACTION READ ONLY; PRAGMA disable_optimizer")
     return Look(cursor, state, changes)
 
 

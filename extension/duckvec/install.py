@@ -74,20 +74,13 @@ def install(
             f"background = {background!r} is neither True nor False nor a number of "
             "build threads"
         )
-    try:
-        cursor = connection.cursor()
-    except duckdb.ConnectionException as error:
-        raise ClosedError("the connection is closed; connect again") from error
     with _lock:
-        try:
-            number = _find_number(cursor)
-            if number is None:
-                number = _register(cursor)
-            instance = _instances.get(number)
-            if instance is None:
-                instance = _new_instance(cursor, number, directory, background)
-        finally:
-            cursor.close()
+        number = _find_number(connection)
+        if number is None:
+            number = _register(connection)
+        instance = _instances.get(number)
+        if instance is None:
+            instance = _new_instance(connection, number, directory, background)
     if memory_limit is not None:
         instance.memory.set_limit(limit)
     session = instance.add_session(connection)
@@ -105,15 +98,12 @@ def uninstall(connection: duckdb.DuckDBPyConnection) -> None:
     """Take the SQL functions away from a connection; no error where there are none.
 
     Raises:
+        ClosedError: the connection is closed.
         ForkedError: the parent of this process loaded duckvec before it forked.
     """
     require_unforked()
-    cursor = connection.cursor()
     with _lock:
-        try:
-            number = _find_number(cursor)
-        finally:
-            cursor.close()
+        number = _find_number(connection)
     if number is None:
         return
     known = connection.execute(
@@ -142,21 +132,31 @@ def _macro_names(file: str) -> set[str]:
     }
 
 
-def _find_number(cursor: duckdb.DuckDBPyConnection) -> int | None:
-    """Return the number of the DuckDB instance; None where nobody loaded it yet."""
+def _find_number(connection: duckdb.DuckDBPyConnection) -> int | None:
+    """Return the number of the DuckDB instance; None where nobody loaded it yet.
+
+    Raises:
+        ClosedError: the connection is closed.
+    """
     try:
-        return int(cursor.execute(f"SELECT {IDENTITY}()").fetchall()[0][0])
-    except duckdb.CatalogException:
-        return None
+        own = connection.cursor()
+    except duckdb.ConnectionException as error:
+        raise ClosedError("the connection is closed; connect again") from error
+    with read_only(own) as cursor:
+        try:
+            return int(cursor.execute(f"SELECT {IDENTITY}()").fetchall()[0][0])
+        except duckdb.CatalogException:
+            return None
 
 
 def _new_instance(
-    cursor: duckdb.DuckDBPyConnection,
+    connection: duckdb.DuckDBPyConnection,
     number: int,
     directory: str | None,
     background: bool | int,
 ) -> Instance:
-    found = cursor.execute("SELECT current_setting('threads')").fetchall()[0][0]
+    with read_only(connection.cursor()) as cursor:
+        found = cursor.execute("SELECT current_setting('threads')").fetchall()[0][0]
     threads = int(found) or os.cpu_count() or 1
     # By default searches keep half of the processors for themselves.
     build_threads = max(1, threads // 2) if background is True else int(background)
@@ -165,8 +165,9 @@ def _new_instance(
     return instance
 
 
-def _register(cursor: duckdb.DuckDBPyConnection) -> int:
+def _register(connection: duckdb.DuckDBPyConnection) -> int:
     """Make the functions known to a DuckDB instance, and return its number."""
+    cursor = connection.cursor()
     number = len(_registered)
     for module in _UDF_MODULES:
         importlib.import_module(module)
@@ -186,6 +187,7 @@ def _register(cursor: duckdb.DuckDBPyConnection) -> int:
         return number
 
     cursor.create_function(IDENTITY, identity, [], "BIGINT", side_effects=True)
+    cursor.close()
     _registered.append(identity)
     return number
 

@@ -23,7 +23,7 @@ from duckvec import catalog, paths
 from duckvec.catalog_check import check_catalog
 from duckvec.errors import ClosedError, NotIndexableError, VectorIndexError
 from duckvec.filters import CheckedFilters
-from duckvec.keeper import Keeper, Task
+from duckvec.keeper import Keeper
 from duckvec.leftovers import remove_orphans
 from duckvec.locks import holds
 from duckvec.lookups import Lookups
@@ -37,7 +37,7 @@ from duckvec.states import (
     Session,
     StoredPlan,
 )
-from duckvec.tables import Caller, Table, find_table_at
+from duckvec.tables import Caller, Table, find_table_at, read_only
 from duckvec.tables import databases as attached_databases
 from duckvec.tracking import Generation, Guard
 
@@ -338,15 +338,11 @@ class Instance:
 
     # Snapshots
 
-    def seal_transaction(self, task: Task, database: str) -> int:
+    def seal_transaction(self, database: str) -> int:
         """Return the number of a transaction of a database that begins now."""
-        cursor = self.background_cursor()
-        try:
+        with read_only(self.background_cursor()) as cursor:
             cursor.execute(f"USE {quote_path((database, 'main'))}")
-            task.beginning(lambda: cursor.execute("BEGIN TRANSACTION READ ONLY"))
             return int(cursor.execute("SELECT txid_current()").fetchall()[0][0])
-        finally:
-            cursor.close()
 
     # The end
 

@@ -374,18 +374,18 @@ def _ensure_catalog(instance: Instance, state: DatabaseState) -> None:
         finally:
             cursor.close()
         remove_orphans(instance.folder(state), set())
-        state.catalog_seals = _seal_all(task, instance)
+        state.catalog_seals = _seal_all(instance)
         state.has_catalog = True
 
     instance.keeper.submit(f'the catalog of database "{state.name}"', work).wait()
 
 
-def _seal_all(task: Task, instance: Instance) -> dict[str, int]:
+def _seal_all(instance: Instance) -> dict[str, int]:
     """Return the number of a transaction that begins now, for every database."""
     with read_only(instance.background_cursor()) as cursor:
         names = [name for name, _ in databases(cursor)]
     seals = {}
     for name in names:
         with contextlib.suppress(duckdb.Error):  # detached meanwhile, or not DuckDB's
-            seals[name] = instance.seal_transaction(task, name)
+            seals[name] = instance.seal_transaction(name)
     return seals

@@ -75,8 +75,10 @@ class Runner:
     def __enter__(self) -> Runner:
         """Return the runner itself, with the caller's schema for names in filters."""
         place = quote_path((self._caller.database, self._caller.schema))
+        self._cursor.execute("BEGIN TRANSACTION READ ONLY")  # as in `read_only`
         with contextlib.suppress(duckdb.CatalogException):  # it is not committed
             self._cursor.execute(f"USE {place}")
+        self._cursor.execute("ROLLBACK")
         return self
 
     def __exit__(self, *_: object) -> None:

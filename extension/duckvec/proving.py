@@ -75,7 +75,7 @@ def prove_index(
         verifying(index.segments, instance.threads, check) as verified,
     ):
         seal_transaction = (
-            UNSEALED if state.read_only else instance.seal_transaction(task, state.name)
+            UNSEALED if state.read_only else instance.seal_transaction(state.name)
         )
         rowids, hashes = [np.empty(0, np.int64)], [np.empty(0, np.uint64)]
         for batch in read_vectors(
@@ -121,7 +121,7 @@ def refresh_index(
     if old is None or old.table_identity != table.identity:
         return
     with snapshot(task, instance, state, table) as cursor:
-        seal_transaction = instance.seal_transaction(task, state.name)
+        seal_transaction = instance.seal_transaction(state.name)
         there = read_rowids(cursor, table, old.watermark)
     epoch = advance_epoch(task, instance, state)
     live = tuple(without_gone(part, there) for part in old.segments)

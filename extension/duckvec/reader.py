@@ -64,7 +64,7 @@ def find_dimension(
 
 
 def usable_condition(column: VectorColumn, dimension: int, metric: Metric) -> str:
-    """Return the SQL condition of the rows whose vectors an index can hold."""
+    """Return the SQL condition of the rows that an index is to hold."""
     values = f"{quote_identifier(column.name)}::{column.element}[]"
     usable = (
         f"len({values}) = {dimension:d} AND list_count({values}) = {dimension:d} "

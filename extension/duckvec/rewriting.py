@@ -114,7 +114,7 @@ def rewrite_index(
     try:
         with writer:
             with snapshot(task, instance, state, table) as cursor:
-                seal = instance.seal_transaction(task, state.name)
+                seal = instance.seal_transaction(state.name)
                 dimension = row.dimension or find_dimension(cursor, table, order.column)
                 there, wanted = _choose_rows(cursor, base, table, merged, tail_rows)
                 capacity = segment_capacity(row.index_file_size, dimension or 1)
@@ -130,7 +130,7 @@ def rewrite_index(
             for start in range(0, max(1, len(wanted)), capacity):
                 if start:
                     with snapshot(task, instance, state, table) as cursor:
-                        seal = instance.seal_transaction(task, state.name)
+                        seal = instance.seal_transaction(state.name)
                         chunk = wanted[start : start + capacity]
                         vectors, rowids = _read_chunk(writer, cursor, dimension, chunk)
                 if current_chain(task, instance, state) != base.chain:
@@ -221,9 +221,9 @@ def _read_chunk(
             int(wanted[-1]),
         ):
             writer.check()
-            refused.note(np.empty(0, np.int64), np.intersect1d(batch.too_large, wanted))
             at = np.minimum(np.searchsorted(wanted, batch.rowids), len(wanted) - 1)
             mine = wanted[at] == batch.rowids
+            refused.note(too_large=np.intersect1d(batch.too_large, batch.rowids[mine]))
             end = filled + int(mine.sum())
             rowids[filled:end] = batch.rowids[mine]
             vectors[filled:end] = batch.vectors[mine]

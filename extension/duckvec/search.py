@@ -196,6 +196,8 @@ def _search(
         queries = normalize_rows(queries)
     else:
         too_large = ~are_bounded(queries)
+        if bool(too_large.any()):
+            queries = np.where(too_large[:, np.newaxis], np.float32(0), queries)
     found = [_search_segment(each, queries, wanted) for each in searches]
     widths = [each.width for each in searches]
     rowids = found[0][0] if len(found) == 1 else _nearest(found, max(widths))

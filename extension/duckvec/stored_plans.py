@@ -8,6 +8,7 @@ only calls it. A search whose plan is not stored gets the whole text.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 from dataclasses import dataclass
@@ -58,14 +59,13 @@ def store(task: Task, instance: Instance, state: DatabaseState, target: Target) 
     try:
         cursor = instance.background_cursor()
         try:
-            cursor.execute(_ATTACH)
-            cursor.execute(_STAND_IN)
             create = _create(name, target)
-            task.beginning(lambda: cursor.execute(create))
+            for statement in (_ATTACH, _STAND_IN, create):
+                task.beginning(functools.partial(cursor.execute, statement))
         finally:
             cursor.close()
         # Who began before this may not see the macro yet.
-        transaction = instance.seal_transaction(task, state.name)
+        transaction = instance.seal_transaction(state.name)
     except (duckdb.Error, VectorIndexError) as error:
         logger.debug("a plan is not stored: %s", error)
         return

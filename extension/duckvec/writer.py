@@ -41,6 +41,7 @@ from duckvec.tracking import LiveSegment
 
 # Shares of the work on one segment: reading its rows, building, and measuring.
 READ_SHARE, BUILD_SHARE = 0.2, 0.7
+_NONE = np.empty(0, dtype=np.int64)
 
 
 @dataclass(frozen=True)
@@ -226,7 +227,11 @@ class Refused:
         self._not_finite: list[NDArray[np.int64]] = []
         self._too_large: list[NDArray[np.int64]] = []
 
-    def note(self, not_finite: NDArray[np.int64], too_large: NDArray[np.int64]) -> None:
+    def note(
+        self,
+        not_finite: NDArray[np.int64] = _NONE,
+        too_large: NDArray[np.int64] = _NONE,
+    ) -> None:
         """Keep the row ids of a batch."""
         self._not_finite += [not_finite] if len(not_finite) else []
         self._too_large += [too_large] if len(too_large) else []
