@@ -75,7 +75,10 @@ def install(
             "build threads"
         )
     with _lock:
-        number = _find_number(connection)
+        try:
+            number = _find_number(connection)
+        except duckdb.ConnectionException as error:
+            raise ClosedError("the connection is closed; connect again") from error
         if number is None:
             number = _register(connection)
         instance = _instances.get(number)
@@ -98,7 +101,6 @@ def uninstall(connection: duckdb.DuckDBPyConnection) -> None:
     """Take the SQL functions away from a connection; no error where there are none.
 
     Raises:
-        ClosedError: the connection is closed.
         ForkedError: the parent of this process loaded duckvec before it forked.
     """
     require_unforked()
@@ -133,16 +135,8 @@ def _macro_names(file: str) -> set[str]:
 
 
 def _find_number(connection: duckdb.DuckDBPyConnection) -> int | None:
-    """Return the number of the DuckDB instance; None where nobody loaded it yet.
-
-    Raises:
-        ClosedError: the connection is closed.
-    """
-    try:
-        own = connection.cursor()
-    except duckdb.ConnectionException as error:
-        raise ClosedError("the connection is closed; connect again") from error
-    with read_only(own) as cursor:
+    """Return the number of the DuckDB instance; None where nobody loaded it yet."""
+    with read_only(connection.cursor()) as cursor:
         try:
             return int(cursor.execute(f"SELECT {IDENTITY}()").fetchall()[0][0])
         except duckdb.CatalogException:
