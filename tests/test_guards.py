@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import duckvec
-from duckvec import guard_watch, guards, states
+from duckvec import guard_watch, guards, parsed, states
 from duckvec.chains import commit_epoch
 from duckvec.instance import Instance
 from duckvec.keeper import Task
@@ -112,9 +112,17 @@ def _seal_in_snapshot(task: Task, instance: Instance, state: DatabaseState) -> N
         instance.seal_transaction(state.name)
 
 
-@pytest.mark.parametrize("place", ["memory", "file"])
 @pytest.mark.parametrize(
-    "work", [_commit, _let_commit, _seal, _store, _seal_in_snapshot]
+    ("place", "work"),
+    [
+        ("memory", _commit),  # where changes do not show, guards stay longest
+        ("memory", _let_commit),
+        ("memory", _seal),
+        ("memory", _store),
+        ("memory", _seal_in_snapshot),
+        ("file", _commit),
+        ("file", _seal_in_snapshot),
+    ],
 )
 def test_a_forced_checkpoint_ends_whatever_the_background_does(
     vectors: Vectors, path: Path, place: str, work: Work
@@ -140,6 +148,17 @@ def test_a_forced_checkpoint_ends_whatever_the_background_does(
     check(con, vectors)
 
 
+OTHER_CALLS = [
+    "SELECT count(*) + len($query) FROM vector_indexes()",
+    "SELECT count(*) + len($query) FROM vector_index_segments()",
+    "SELECT row_count + len($query) FROM vector_index_estimate('items', 'FLAT')",
+    "FROM vector_explain('items', $query)",
+    "FROM vector_range_search('items', $query, 3.0)",
+    "FROM vector_search('items', $query, filter := 'price < 50')",
+    "FROM items q, vector_search('items', q.embedding, 2) LIMIT len($query)",
+]
+
+
 def forced_in_background(con: duckdb.DuckDBPyConnection) -> threading.Thread:
     """Let a cursor make a FORCE CHECKPOINT, in a thread that need not end."""
 
@@ -157,11 +176,25 @@ def forced_in_background(con: duckdb.DuckDBPyConnection) -> threading.Thread:
     return thread
 
 
-@pytest.mark.parametrize("place", ["memory", "file"])
-@pytest.mark.parametrize("kind", ["search", "recall", "load", "exact"])
+@pytest.mark.parametrize(
+    ("place", "kind"),
+    [
+        ("memory", "search"),
+        ("memory", "recall"),
+        ("memory", "load"),
+        ("memory", "exact"),
+        ("memory", "others"),
+        ("file", "search"),
+    ],
+)
 def test_calls_in_a_transaction_that_a_forced_checkpoint_waits_for(
-    vectors: Vectors, path: Path, place: str, kind: str
+    vectors: Vectors,
+    path: Path,
+    place: str,
+    kind: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(parsed, "_parsed", {})  # parsing, too, may have to wait
     con = duckvec.connect(":memory:" if place == "memory" else str(path))
     create_table(con, vectors)
     if kind != "exact":
@@ -176,17 +209,20 @@ def test_calls_in_a_transaction_that_a_forced_checkpoint_waits_for(
     assert checkpoint.is_alive()
     done = threading.Event()
 
-    def call() -> None:
+    def act() -> None:
         if kind == "recall":
             reader.execute("FROM vector_recall('items', sample := 3)").fetchall()
         elif kind == "load":
             duckvec.load(reader)
+        elif kind == "others":
+            for call in OTHER_CALLS:
+                reader.execute(call, {"query": vectors.query(0)}).fetchall()
         else:
             assert len(search(reader, vectors.query(0))) == 10
         done.set()
 
-    threading.Thread(target=call, daemon=True).start()
-    assert done.wait(10), "the call hangs"
+    threading.Thread(target=act, daemon=True).start()
+    assert done.wait(10), "a call hangs"
     reader.execute("COMMIT")
     checkpoint.join(10)
     assert len(search(con, vectors.query(0))) == 10

@@ -71,8 +71,10 @@ def begin_look(session: Session, state: DatabaseState | None) -> Look:
     """
     changes = state.look() if state else 0
     cursor = session.cursor()
-    # What it looks up is quicker read than optimised.
-    execute_parsed(cursor, "BEGIN TRANSACTION READ ONLY; PRAGMA disable_optimizer")
+    execute_parsed(cursor, "BEGIN TRANSACTION READ ONLY")
+    # What it looks up is quicker read than optimised. Even to parse a PRAGMA outside of
+    # the transaction may wait for a FORCE CHECKPOINT.
+    execute_parsed(cursor, "PRAGMA disable_optimizer")
     return Look(cursor, state, changes)
 
 
