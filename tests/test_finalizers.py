@@ -119,7 +119,7 @@ def test_the_collector_runs_wherever_it_likes(
     con = duckvec.connect(str(path))
     create_table(con, vectors)
     create(con, "IVF_FLAT")
-    for number in range(20):
+    for number in range(10):
         cursor = con.cursor()
         duckvec.load(cursor)
         assert search(cursor, vectors.query(number))

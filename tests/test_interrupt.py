@@ -176,7 +176,7 @@ def test_a_build_that_is_done_just_then_changes_nothing(
             eventually(lambda: bool(noticed))
         step.go_on.set()
 
-    for pause in (0.5, 0.52, 0.54):
+    for pause in (0.5, 0.53):
         step.go_on.clear()
         with _after(pause, act, step.began):
             assert _raised_by(lambda: create(con, "FLAT"))
