@@ -94,8 +94,8 @@ EF = Parameter(
     default=MEASURED,
     description=(
         "How many candidates a search keeps, at least k; more find more of the nearest "
-        "and take longer. Typically 2 to 20 times k; as many as the rows of a segment "
-        "find all."
+        "and take longer. Typically 2 to 20 times k. Of a segment of up to 4,096 "
+        "rows, as many find all."
     ),
     lower=lambda k, build_params: k,
     upper=lambda k, build_params: max(k, LARGEST_EF),
