@@ -12,6 +12,7 @@ import duckvec
 from duckvec.index_types._ivf_segment import IvfSegment
 from tests.data import (
     EXHAUSTIVE,
+    FUNCTIONS,
     PARAMS,
     Vectors,
     arrow_table,
@@ -88,6 +89,27 @@ def test_distances_are_duckdbs_and_k_rows_come_back(
             {"query": vectors.query(1), "ids": [number for number, _ in found]},
         ).fetchall()
         assert dict(found) == dict(wanted)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("column_type", COLUMN_TYPES)
+def test_distances_of_hits_have_the_bits_of_array_functions(
+    memory: duckdb.DuckDBPyConnection,
+    vectors: Vectors,
+    column_type: str,
+    metric: str,
+) -> None:
+    create_table(memory, vectors, column_type=column_type)
+    create(memory, "IVF_FLAT", metric=metric)
+    array = column_type.replace("[]", "[16]")
+    function = f"array_{FUNCTIONS[metric]}"
+    query = vectors.query(0)
+    assert memory.execute(
+        f"SELECT count(*), count(*) FILTER (distance = {function}("
+        f"embedding::{array}, $query::{array})) "
+        "FROM vector_search('items', $query, 1000)",
+        {"query": query},
+    ).fetchall() == [(1000, 1000)]
 
 
 def test_k_beyond_the_rows_returns_all_rows(
