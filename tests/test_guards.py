@@ -33,6 +33,7 @@ from tests.data import (
     exact,
     search,
 )
+from tests.upkeep import eventually
 
 pytestmark = pytest.mark.core
 
@@ -51,13 +52,6 @@ def con(path: Path, vectors: Vectors) -> duckdb.DuckDBPyConnection:
 def check(con: duckdb.DuckDBPyConnection, vectors: Vectors) -> None:
     query = vectors.query(0)
     assert_same(search(con, query, params=PARAMS), exact(con, query))
-
-
-def eventually(condition: Callable[[], bool], seconds: float = 10) -> None:
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.02)
 
 
 def held(con: duckdb.DuckDBPyConnection) -> list[object]:

@@ -71,7 +71,10 @@ def reopened(path: Path, vectors: Vectors) -> duckdb.DuckDBPyConnection:
         create_table(con, Vectors(vectors.rows[:ROWS], vectors.queries), table)
         create(con, "HNSW", table)
     con.close()
-    return duckvec.connect(str(path))
+    again = duckvec.connect(str(path))
+    duckvec.load(again).wait()  # until entries are matched to rows, searches scan
+    assert not any(_held(again).values())
+    return again
 
 
 def test_least_recently_used_segments_are_closed(
