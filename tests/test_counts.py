@@ -21,8 +21,6 @@ from tests.upkeep import (
     segment_rows,
 )
 
-pytestmark = pytest.mark.core
-
 BIG = clustered(20_000, 16)
 
 
@@ -32,6 +30,7 @@ def counts(con: duckdb.DuckDBPyConnection) -> tuple[int, int, int, int]:
     return tuple(row[name] for name in names)
 
 
+@pytest.mark.core
 def test_counts_are_true_with_several_segments_and_before_any_look(path: Path) -> None:
     con = duckvec.connect(str(path), background=False)
     create_empty(con)
@@ -53,6 +52,7 @@ def test_counts_are_true_with_several_segments_and_before_any_look(path: Path) -
     con.close()
 
 
+@pytest.mark.core
 def test_zeros_under_cosine_are_skipped_rows(con: duckdb.DuckDBPyConnection) -> None:
     create_table(con, clustered(1000, 16))
     con.execute(
@@ -84,6 +84,7 @@ def test_progress_grows_while_an_index_is_created(path: Path, index_type: str) -
     con.close()
 
 
+@pytest.mark.core
 def test_progress_grows_while_the_background_seals(path: Path) -> None:
     with impatient(rows=10_000):
         con = duckvec.connect(str(path))
@@ -104,6 +105,7 @@ def test_progress_grows_while_the_background_seals(path: Path) -> None:
         con.close()
 
 
+@pytest.mark.core
 def test_a_failure_is_shown_logged_and_tried_again(
     path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

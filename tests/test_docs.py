@@ -31,10 +31,17 @@ WITH_CODE = [
     if any(block.language in ("python", "sql") for block in blocks(text))
 ]
 RUNNING = [name for name in WITH_CODE if name not in RUN_ELSEWHERE]
+# What users type first, on every DuckDB.
+OF_THE_CORE = ("README.md", "docs/reference.md")
 
 
-@pytest.mark.core
-@pytest.mark.parametrize("name", RUNNING)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.core] if name in OF_THE_CORE else [])
+        for name in RUNNING
+    ],
+)
 def test_a_document_runs_from_top_to_bottom(
     name: str,
     tmp_path: Path,

@@ -63,7 +63,6 @@ def estimated(
     return dict(zip(names, result.fetchall()[0], strict=True))
 
 
-@pytest.mark.core
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("index_type", PARAMS)
 def test_files_are_as_large_as_estimated(

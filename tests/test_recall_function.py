@@ -61,7 +61,7 @@ def test_a_search_that_looks_at_everything_finds_everything(
 def test_the_recall_is_that_of_the_searches_of_all_rows(
     memory: duckdb.DuckDBPyConnection, metric: str, k: int
 ) -> None:
-    few = clustered(300, 8)
+    few = clustered(120, 8)
     create_table(memory, few)
     create(memory, "IVF_FLAT", params={"nlist": 7}, metric=metric)
     wanted, found = (
@@ -72,14 +72,14 @@ def test_the_recall_is_that_of_the_searches_of_all_rows(
         ).fetchall()
         for nprobe in (7, 1)
     )
-    assert len(wanted) == len(found) == 300
+    assert len(wanted) == len(found) == 120
     shares = [
         sum(distance <= best[-1] for distance in some) / k
         for (best,), (some,) in zip(wanted, found, strict=True)
     ]
     row = recall(memory, k=k, sample=1000, params={"nprobe": 1})
     assert row["recall"] == pytest.approx(np.mean(shares))
-    assert (row["sample"], row["k"]) == (300, k)
+    assert (row["sample"], row["k"]) == (120, k)
     assert metric == "COSINE" or k == 1 or row["recall"] < 1
 
 

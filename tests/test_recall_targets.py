@@ -86,7 +86,6 @@ def refusal(con: duckdb.DuckDBPyConnection, params: Any) -> str:
     return text
 
 
-@pytest.mark.core
 @pytest.mark.usefixtures("enough_time")
 @every_type
 def test_a_target_is_reached_with_the_smallest_setting(
@@ -106,7 +105,6 @@ def test_a_target_is_reached_with_the_smallest_setting(
     assert json.loads(default) in [rung.setting for rung in ladder]
 
 
-@pytest.mark.core
 @pytest.mark.usefixtures("enough_time")
 @pytest.mark.parametrize("rescoring", [1e-9, 1.0])
 def test_targets_are_reached_whatever_rescoring_takes(

@@ -50,7 +50,6 @@ def made_up(*rows: tuple[int, float, float]) -> Tuning:
     return Tuning("items", "v", "IVF_FLAT", "L2", 10, 100, None, 9.0, table)
 
 
-@pytest.mark.core
 @pytest.mark.parametrize(
     "index_type", ["ANNOY", "FLAT", "HNSW", "IVF_FLAT", "IVF_SQ8", "NSG"]
 )
