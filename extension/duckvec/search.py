@@ -35,6 +35,9 @@ SELECTED_OVERFETCH = 8
 # the vectors first, 1 microsecond each; many share the copy.
 PACKED_FOR_ONE, PACKED_FOR_MANY = 20, 400
 
+# Of one batch: Arrow's lists count their elements by 32 bits.
+MOST_CANDIDATES = np.iinfo(np.int32).max
+
 # One batch is searched at a time, with all threads: libraries that compute on several
 # threads for each of several callers wait for each other in busy loops (two batches of
 # 2,048 queries side by side took three times as long as one after the other, FLAT).
@@ -347,7 +350,7 @@ def _offsets(counts: NDArray[np.integer]) -> NDArray[np.int32]:
 
 
 def _check_total(candidates: int) -> None:
-    if candidates > np.iinfo(np.int32).max:
+    if candidates > MOST_CANDIDATES:
         raise QueryError(
             f"{candidates} candidates are too many for one batch; join fewer queries"
         )
