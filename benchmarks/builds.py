@@ -40,16 +40,21 @@ def run_build(order: dict[str, Any]) -> dict[str, Any]:
 
 
 def warm(con: duckdb.DuckDBPyConnection, table: str = "items") -> None:
-    """Bring the vectors into DuckDB's own cache, which is not what a build holds."""
+    """Bring the vectors into DuckDB's own cache, which is not what a build holds.
+
+    What the first Arrow table of a process imports (pandas, where that is there) is no
+    part of a build, either.
+    """
     con.execute(f"SELECT sum(array_inner_product(embedding, embedding)) FROM {table}")
     con.fetchall()
+    _read(con, f"(FROM {table} LIMIT 1)")
 
 
-def _read(con: duckdb.DuckDBPyConnection) -> NDArray[np.float32]:
+def _read(con: duckdb.DuckDBPyConnection, table: str = "items") -> NDArray[np.float32]:
     """Return the vectors (n, d), by the shortest way that there is."""
-    column = con.sql("SELECT embedding FROM items").to_arrow_table().column(0)
+    column = con.sql(f"SELECT embedding FROM {table}").to_arrow_table().column(0)
     dimension = column.type.list_size
-    return column.combine_chunks().flatten().to_numpy().reshape(-1, dimension)
+    return column.combine_chunks().values.to_numpy().reshape(-1, dimension)
 
 
 def _build_raw(order: dict[str, Any]) -> dict[str, Any]:
@@ -81,7 +86,7 @@ def _build_duckvec(order: dict[str, Any]) -> dict[str, Any]:
 
     con = duckvec.connect(order["database"])
     warm(con)
-    # What the first call of a process imports is no part of a build: one is refused.
+    # What the first call imports is no part of a build: one is refused.
     with contextlib.suppress(duckdb.Error):
         con.execute("CALL create_vector_index('items', 'no type')")
     ready()
@@ -99,7 +104,6 @@ def main() -> None:
     """Do what the standard input says."""
     order = json.loads(sys.stdin.readline())
     importlib.import_module(LIBRARY.get(order["index_type"], "faiss"))
-    importlib.import_module("pyarrow.compute")  # which reading Arrow's columns needs
     side = _build_raw if order["side"] == "raw" else _build_duckvec
     print(json.dumps(side(order)), flush=True)
 

@@ -43,7 +43,7 @@ from duckvec.memory import MemoryBudget
 from duckvec.metrics import METRICS
 
 SAMPLES = 5
-_BLOCK_BYTES = 1 << 22
+_BLOCK_BYTES = 1 << 19
 # More threads than this wait for the disk, or for memory, and no longer compute.
 _VERIFYING_THREADS = 4
 
