@@ -33,6 +33,7 @@ WITH_CODE = [
 RUNNING = [name for name in WITH_CODE if name not in RUN_ELSEWHERE]
 # What users type first, on every DuckDB.
 OF_THE_CORE = ("README.md", "docs/reference.md")
+assert set(OF_THE_CORE) <= set(RUNNING)
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ def _route(con: duckdb.DuckDBPyConnection, vectors: Vectors, table: str) -> str:
 
 @pytest.fixture
 def reopened(path: Path, vectors: Vectors) -> duckdb.DuckDBPyConnection:
-    """Three tables with an HNSW index each, none of them opened yet."""
+    """Three tables with an HNSW index each, none of them open now."""
     con = duckvec.connect(str(path))
     for table in TABLES:
         create_table(con, Vectors(vectors.rows[:ROWS], vectors.queries), table)
@@ -74,7 +74,7 @@ def reopened(path: Path, vectors: Vectors) -> duckdb.DuckDBPyConnection:
     again = duckvec.connect(str(path))
     duckvec.load(again).wait()  # until entries are matched to rows, searches scan
     for segment in _segments(duckvec.load(again)).values():
-        segment.close()
+        assert segment.close_if_idle()
     return again
 
 

@@ -112,6 +112,27 @@ def test_distances_of_hits_have_the_bits_of_array_functions(
     ).fetchall() == [(1000, 1000)]
 
 
+@pytest.mark.parametrize("buffers", ["false", "true"], ids=["small", "large"])
+def test_arrow_may_be_set_to_list_views(
+    con: duckdb.DuckDBPyConnection, vectors: Vectors, buffers: str
+) -> None:
+    create_table(con, vectors)
+    create(con, "IVF_FLAT")
+    con.execute("SET arrow_output_version = '1.4'")
+    con.execute("SET arrow_output_list_view = true")
+    con.execute(f"SET arrow_large_buffer_size = {buffers}")
+    query = vectors.query(0)
+    for condition in ("true", "price < 50"):
+        found = search(con, query, params=EXHAUSTIVE["IVF_FLAT"], filter=condition)
+        passing = f"(FROM items WHERE {condition})"
+        assert_same(found, exact(con, query, source=passing))
+    assert_same(search(con, query, 3000), exact(con, query, 3000))
+    assert con.execute(
+        "SELECT count(*) FROM (FROM items LIMIT 50) AS q, "
+        "vector_search('items', q.embedding, 3) AS h"
+    ).fetchall() == [(150,)]
+
+
 def test_k_beyond_the_rows_returns_all_rows(
     con: duckdb.DuckDBPyConnection, vectors: Vectors
 ) -> None:

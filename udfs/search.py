@@ -248,12 +248,15 @@ def hits(
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(rowids))
 
 
-def _numbers(lists: pa.ListArray) -> NDArray[np.float32]:
+def _numbers(lists: pa.Array) -> NDArray[np.float32]:
     """Return the elements of lists, none of them NULL, one after another."""
-    # Not flatten(): it goes by way of pyarrow.compute, which takes longer.
-    ends = lists.offsets
-    first, last = ends[0].as_py(), ends[len(lists)].as_py()
-    numbers = lists.values.slice(first, last - first)
+    if isinstance(lists, (pa.ListArray, pa.LargeListArray)):
+        # Not flatten(): it goes by way of pyarrow.compute, which takes longer.
+        ends = lists.offsets
+        first, last = ends[0].as_py(), ends[len(lists)].as_py()
+        numbers = lists.values.slice(first, last - first)
+    else:  # list views, where DuckDB is set to them
+        numbers = lists.flatten()
     found: NDArray[np.float32] = numbers.to_numpy(zero_copy_only=False)
     return found
 
