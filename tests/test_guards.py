@@ -216,7 +216,7 @@ def test_calls_in_a_transaction_that_a_forced_checkpoint_waits_for(
         done.set()
 
     threading.Thread(target=act, daemon=True).start()
-    assert done.wait(10), "a call hangs"
+    assert done.wait(60), "a call hangs"
     reader.execute("COMMIT")
     checkpoint.join(10)
     assert len(search(con, vectors.query(0))) == 10
