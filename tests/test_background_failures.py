@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -252,3 +253,19 @@ def test_what_a_search_waits_for_may_fail(
         check_queries(con, 1000)
     assert fault.times
     con.close()
+
+
+def test_stopping_waits_for_what_a_thread_does_last() -> None:
+    begun, ended = threading.Event(), threading.Event()
+
+    def last() -> None:
+        begun.set()
+        time.sleep(0.3)
+        ended.set()
+
+    keeper = Keeper("duckvec-keeper", last)
+    keeper.submit("nothing", lambda task: None).wait()
+    keeper.cancel()
+    assert begun.wait(60)
+    keeper.stop(60)
+    assert ended.is_set()

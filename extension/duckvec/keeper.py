@@ -217,6 +217,8 @@ class Keeper:
         self._queue: collections.deque[Task] = collections.deque()
         self._current: Task | None = None
         self._thread: threading.Thread | None = None
+        # The same, but kept when it has no work left and is about to end.
+        self._latest: threading.Thread | None = None
         self._look: Callable[[], float | None] | None = None
         self._failed_looks = 0
         self._wake = threading.Event()
@@ -290,16 +292,19 @@ class Keeper:
         self._wake.set()
 
     def stop(self, timeout: float | None = None) -> None:
-        """Cancel all tasks and wait for the thread to end."""
+        """Cancel all tasks and wait for the thread to end, with what it does last.
+
+        A thread that is inside DuckDB when Python ends would end the process.
+        """
         self.cancel()
-        thread = self._thread
+        thread = self._latest
         if thread is not None and thread is not threading.current_thread():
             thread.join(timeout)
 
     def _start(self) -> None:
         self._wake.set()
         if self._thread is None:
-            self._thread = threading.Thread(
+            self._thread = self._latest = threading.Thread(
                 target=self._run, name=self._name, daemon=True
             )
             self._thread.start()
