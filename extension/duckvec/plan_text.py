@@ -83,8 +83,7 @@ def index_text(
     hidden = _unused_name("distance", table)
     # The cast refuses a query of another length in DuckDB's words: a check of our own
     # would cost half a millisecond of binding in every search.
-    array = _array(target)
-    query = f"(SELECT vector::{array} AS vector FROM __query) AS __q"
+    query = f"(SELECT vector::{_array(target)} AS vector FROM __query) AS __q"
     tail = f"{query}, {table.path} AS __t\nWHERE __t.rowid > {watermark}"
     if condition is not None:
         # First in FROM, the filter sees none of the names that we use.
@@ -94,8 +93,6 @@ def index_text(
         )
     # The tail's rows are not joined by their row ids: a hash join whose build side is a
     # union loses rows of the caller's own transaction now and then (DuckDB 2.0.0).
-    # Hits carry their query as a list: unnesting and joining copy an array slowly.
-    as_list = f"{array}::{target.column.element}[]"
     rows = f"""
 SELECT __t.*, {_distance(target, "__t", "__h.vector")} AS {hidden}
 FROM (
@@ -110,7 +107,7 @@ FROM (
                 current_setting('threads')
             )
         ) AS id
-    FROM (SELECT vector::{as_list} AS vector FROM __query) AS __q
+    FROM {query}
 ) AS __h
 JOIN {table.path} AS __t ON __t.rowid = __h.id
 UNION ALL
