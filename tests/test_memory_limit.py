@@ -72,9 +72,10 @@ def reopened(path: Path, vectors: Vectors) -> duckdb.DuckDBPyConnection:
         create(con, "HNSW", table)
     con.close()
     again = duckvec.connect(str(path))
-    duckvec.load(again).wait()  # until entries are matched to rows, searches scan
-    for segment in _segments(duckvec.load(again)).values():
-        assert segment.close_if_idle()
+    handle = duckvec.load(again)
+    handle.wait()  # until entries are matched to rows, searches scan
+    for segment in _segments(handle).values():
+        segment.close()
     return again
 
 
