@@ -230,7 +230,7 @@ def hits(
     if not count:
         empty = pa.array(np.zeros(len(vectors) + 1, dtype=np.int32))
         return pa.ListArray.from_arrays(empty, pa.array(np.empty(0, np.int64)))
-    queries = _numbers(present).reshape(count, -1)
+    queries = present.flatten().to_numpy(zero_copy_only=False).reshape(count, -1)
     if not np.isfinite(queries).all():
         raise QueryError(
             "the query holds NULL, NaN or an infinite value; give finite numbers"
@@ -246,19 +246,6 @@ def hits(
         offsets = np.zeros(len(vectors) + 1, dtype=np.int32)
         np.cumsum(counts, out=offsets[1:])
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(rowids))
-
-
-def _numbers(lists: pa.Array) -> NDArray[np.float32]:
-    """Return the elements of lists, none of them NULL, one after another."""
-    if isinstance(lists, (pa.ListArray, pa.LargeListArray)):
-        # Not flatten(): it goes by way of pyarrow.compute, which takes longer.
-        ends = lists.offsets
-        first, last = ends[0].as_py(), ends[len(lists)].as_py()
-        numbers = lists.values.slice(first, last - first)
-    else:  # list views, where DuckDB is set to them
-        numbers = lists.flatten()
-    found: NDArray[np.float32] = numbers.to_numpy(zero_copy_only=False)
-    return found
 
 
 @dataclass(frozen=True)
