@@ -28,6 +28,10 @@ help:  ## Show this list
 demo: $(MAIN)/demo.stamp  ## Install duckvec and show it at work on examples/data
 	@$(RUN) examples/demo.py
 
+# Several processes of tests share the cores: threads of OpenMP and OpenBLAS that wait for
+# each other in busy loops would take their time (a third of some files').
+test: export OMP_WAIT_POLICY := passive
+test: export OPENBLAS_NUM_THREADS := 1
 test: lint $(OTHER_STAMP)  ## Check style and types, then run the tests with two lines of DuckDB
 	@echo "Tests, $(call duckdb_of,$(MAIN)):"
 	@$(RUN) -m pytest -q -n $(WORKERS)

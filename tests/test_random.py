@@ -22,21 +22,19 @@ def test_a_few_random_operations(tmp_path: Path, seed: int) -> None:
     assert report.counts["plain searches compared"] > 20
 
 
-@pytest.mark.parametrize("seed", [10, 11, 12, 14, "random", "random too"])
+@pytest.mark.parametrize("seed", [10, 12, 14, "random"])
 def test_random_operations(tmp_path: Path, seed: int | str) -> None:
     number = seed if isinstance(seed, int) else random.SystemRandom().randrange(10**9)
-    report = run_steps(number, draw_steps(number, 50), tmp_path)
+    report = run_steps(number, draw_steps(number, 40), tmp_path)
     assert report.counts["plain searches compared"] > 20
 
 
 @pytest.mark.core
 @pytest.mark.parametrize("seed", ["2", "3"], ids=["updates", "forced checkpoints"])
-def test_threads(request: pytest.FixtureRequest, seed: str) -> None:
-    core = "core" in str(request.config.getoption("markexpr"))
-    minutes = "0.1" if core else "0.2"
+def test_threads(seed: str) -> None:
     command = [sys.executable, "-m", "tests.soak", "--only", "threads"]
     done = subprocess.run(
-        [*command, "--minutes", minutes, "--seed", seed],
+        [*command, "--minutes", "0.1", "--seed", seed],
         capture_output=True,
         text=True,
         cwd=ROOT,

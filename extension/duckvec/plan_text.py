@@ -91,8 +91,8 @@ def index_text(
         tail = (
             f"(\n    SELECT * FROM {table.path}\n    WHERE {after}\n) AS __t, {query}"
         )
-    # The tail's rows are not joined by their row ids: a hash join whose build side is a
-    # union loses rows of the caller's own transaction now and then (DuckDB 2.0.0).
+    # The tail's rows are not joined by their row ids: the join would hold a copy of
+    # each query for each of them.
     rows = f"""
 SELECT __t.*, {_distance(target, "__t", "__h.vector")} AS {hidden}
 FROM (
