@@ -64,6 +64,7 @@ LAYERS = [
     "writer",
     "footprints",
     "steps",
+    "held_tails",
     "proving",
     "rewriting",
     "builder",

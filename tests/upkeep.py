@@ -14,7 +14,15 @@ import numpy as np
 import pytest
 
 import duckvec
-from duckvec import background, backoff, policy, search, selectivity
+from duckvec import (
+    background,
+    backoff,
+    held_tails,
+    planner,
+    policy,
+    search,
+    selectivity,
+)
 from tests.data import Vectors, arrow_table
 
 SMALL_SEGMENT = 200
@@ -26,8 +34,10 @@ IMPATIENT: list[tuple[Any, str, Any]] = [
     (background, "MOST_COUNT_SECONDS", 0.1),
     (policy, "MOST_POSTPONED_SECONDS", 0.0),
     (backoff, "RETRY_SECONDS", 0.05),
+    (held_tails, "LEAST_ROWS", 2),
+    (planner, "SURPLUS_SECONDS", 0.0),
 ]
-"""Module constants with which small tails are sealed at once."""
+"""Module constants with which small tails are held, and sealed, at once."""
 
 
 @contextmanager

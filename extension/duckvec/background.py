@@ -18,7 +18,7 @@ from collections.abc import Iterator
 
 import duckdb
 
-from duckvec import moves, policy
+from duckvec import held_tails, moves, policy
 from duckvec.chains import current_chain
 from duckvec.errors import BusyError
 from duckvec.finding import settle
@@ -31,6 +31,7 @@ from duckvec.rewriting import OutdatedError
 from duckvec.states import DatabaseState, IndexState, Session
 from duckvec.tables import Table, read_only
 from duckvec.upkeep import (
+    locate,
     prove_where_needed,
     recording,
     recovered,
@@ -99,6 +100,19 @@ def refresh(
             refresh_index(task, instance, state, index, table)
 
     return instance.keeper.submit_once(name, work)
+
+
+def hold_tail(
+    instance: Instance, state: DatabaseState, index: IndexState, table: Table
+) -> None:
+    """Hold the rows of a tail in memory, in the background."""
+    name = f"holding the new rows of {table.path}"
+
+    def work(task: Task) -> None:
+        with recording(index):
+            held_tails.hold_tail(task, instance, state, index, table)
+
+    instance.keeper.submit_once(name, work)
 
 
 def tend_all(instance: Instance) -> Task:
@@ -188,10 +202,12 @@ def _look(instance: Instance) -> float | None:
 def _let_go(instance: Instance, state: DatabaseState) -> None:
     """Give back the memory of segments that no plan is about to search any more."""
     for index in _wanting(state):
+        old = time.monotonic() - PREVIOUS_SECONDS
         with instance.lock:
-            age = time.monotonic() - index.used_since
-            if index.previous is not None and age > PREVIOUS_SECONDS:
+            if index.used_since < old:
                 index.previous = None
+            if index.extended_since < old:
+                index.extended_before = None
 
 
 def _wants_counting(state: DatabaseState) -> bool:
@@ -241,10 +257,24 @@ def _submit(instance: Instance, state: DatabaseState) -> None:
                     threads=instance.build_threads,
                 )
                 recovered(index)
+                _hold_where_due(task, instance, state, index)
         state.quiet_looks = 0 if done else state.quiet_looks + 1
         state.counted_at = time.monotonic()
 
     instance.sealer.submit(f'looking after the indexes of "{state.name}"', work)
+
+
+def _hold_where_due(
+    task: Task, instance: Instance, state: DatabaseState, index: IndexState
+) -> None:
+    """Hold new rows in memory, before a search comes that would be too old for them."""
+    table, generation = locate(instance, state, index), index.generation
+    if table is None or generation is None or not index.is_for(table):
+        return
+    with read_only(instance.background_cursor()) as cursor:
+        held_tails.count(cursor, table, index, generation)
+    if held_tails.is_due(index):
+        held_tails.hold_tail(task, instance, state, index, table)
 
 
 def _note_sign(state: DatabaseState) -> None:

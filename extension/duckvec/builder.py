@@ -134,8 +134,7 @@ def drop_index(
             replaced = (*index.segments, *index.unusable)
             index.row, index.segments = row, ()
             index.succeeded()
-            index.use(None)
-            index.previous = None
+            index.forget()
     remove_files(replaced)
     return row
 

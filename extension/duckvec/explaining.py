@@ -33,8 +33,9 @@ def explained_text(
     plan = plan_search(instance, session, request, caller, number)
     tail = "NULL::BIGINT"
     if plan.search is not None and plan.generation is not None:
-        tail = f"(\n{tail_text(plan.search, plan.generation.watermark)}\n)"
-    segments = plan.generation.segments if plan.generation else ()
+        watermark = plan.generation.stored.watermark
+        tail = f"(\n{tail_text(plan.search, watermark)}\n)"
+    segments = plan.generation.stored.segments if plan.generation else ()
     trace.plan = {
         "route": plan.route,
         "reason": plan.reason,

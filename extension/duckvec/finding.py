@@ -80,8 +80,7 @@ def look_into(
             if settled:  # else a commit may be in the log that was not visible yet
                 index.witnessed = (generation.number, sign)
             if rewritten and index.generation is generation:
-                index.use(None)  # a proof mends it
-                index.previous = None
+                index.forget()  # a proof mends it
 
     index.looking = instance.armer.submit(f"looking at a row of {table.path}", work)
 

@@ -289,8 +289,8 @@ class Instance:
         """Return a generation that plans may still name: the last two of an index."""
         for state in list(self.databases.values()):
             for index in list(state.indexes.values()):
-                for generation in (index.generation, index.previous):
-                    if generation is not None and generation.number == number:
+                for generation in index.generations():
+                    if generation.number == number:
                         return generation, index
         return None
 
@@ -455,7 +455,7 @@ class Instance:
         """Close the opened segments."""
         for state in self.databases.values():
             for index in state.indexes.values():
-                index.generation = index.previous = None
+                index.forget()
                 for segment in index.segments:
                     segment.close()
         self.databases.clear()

@@ -14,7 +14,7 @@ from typing import Literal
 
 import duckdb
 
-from duckvec import background, catalog, finding
+from duckvec import background, catalog, finding, held_tails
 from duckvec.chains import chain_of
 from duckvec.errors import (
     ArtifactError,
@@ -219,6 +219,8 @@ class _Planner:
             row.metric,
         ):
             return _scan(exact, search, "the index was replaced meanwhile")
+        if self.caller.database == table.database:
+            generation = held_tails.extended(index, generation, request.transaction)
         return self._by_index(exact, search, state, generation, planned)
 
     def _oldest(
@@ -386,7 +388,10 @@ def _usable_generation(
             live.segment.require_whole()
     except ArtifactError:
         return "a file of the index is broken"  # which `Segment.error` tells of
-    if _too_many_gone(instance, session, state, index, generation, table):
+    _count_after_changes(instance, session, state, index, generation, table)
+    if index.surplus > max(REFRESH_ROWS, REFRESH_SHARE * generation.covered_rows):
+        # Searches would drag them along.
+        background.refresh(instance, state, index, table).wait_briefly()
         return "many rows are gone; which ones is being looked up"
     return generation
 
@@ -401,26 +406,21 @@ def _good_for(generation: Generation | None, chain: int | None, table: Table) ->
     )
 
 
-def _too_many_gone(
+def _count_after_changes(
     instance: Instance,
     session: Session,
     state: DatabaseState,
     index: IndexState,
     generation: Generation,
     table: Table,
-) -> bool:
-    """Tell whether so many indexed rows are gone that searches drag them along."""
+) -> None:
+    """Count the covered rows and the tail, and have more of the tail held if due."""
     sign, now = state.change_sign(), time.monotonic()
     changed = sign is None or sign != index.surplus_sign
-    if changed and now - index.surplus_at > SURPLUS_SECONDS:
-        with read_only(session.cursor()) as cursor:
-            found = cursor.execute(
-                f"SELECT count(*) FROM {table.path} "
-                f"WHERE rowid <= {generation.watermark:d}"
-            ).fetchall()
-        index.surplus = generation.covered_rows - int(found[0][0])
-        index.surplus_sign, index.surplus_at = sign, now
-    if index.surplus <= max(REFRESH_ROWS, REFRESH_SHARE * generation.covered_rows):
-        return False
-    background.refresh(instance, state, index, table).wait_briefly()
-    return True
+    if not changed or now - index.surplus_at <= SURPLUS_SECONDS:
+        return
+    with read_only(session.cursor()) as cursor:
+        held_tails.count(cursor, table, index, generation)
+    index.surplus_sign, index.surplus_at = sign, now
+    if held_tails.is_due(index):
+        background.hold_tail(instance, state, index, table)

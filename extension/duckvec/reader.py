@@ -177,10 +177,18 @@ def hash_row(
 
 
 def read_rowids(
-    cursor: duckdb.DuckDBPyConnection, table: Table, up_to: int | None = None
+    cursor: duckdb.DuckDBPyConnection,
+    table: Table,
+    up_to: int | None = None,
+    after: int = -1,
 ) -> NDArray[np.int64]:
-    """Return int64 (n,), ascending: the row ids up to and including `up_to`, or all."""
-    last = "" if up_to is None else f"WHERE rowid <= {up_to:d}"
-    result = cursor.execute(f"SELECT rowid AS id FROM {table.path} {last}").fetchnumpy()
+    """Return int64 (n,), ascending: the row ids after one, up to and including another.
+
+    All where none is given.
+    """
+    last = "" if up_to is None else f"AND rowid <= {up_to:d}"
+    result = cursor.execute(
+        f"SELECT rowid AS id FROM {table.path} WHERE rowid > {after:d} {last}"
+    ).fetchnumpy()
     # Without the setting preserve_insertion_order they come in any order.
     return np.sort(np.asarray(result["id"], dtype=np.int64))

@@ -154,12 +154,21 @@ def search_selection(
 
 @dataclass(frozen=True)
 class _Search:
-    """The search of one segment: its width, and which of its entries may be found."""
+    """The search of one segment: its width, and which of its entries may be found.
+
+    `entries` is how many those are, where the segment is held in memory.
+    """
 
     live: LiveSegment
     allowed: NDArray[np.bool_] | None
     width: int
     selected: SelectedSegment | None = None
+    held: bool = False
+
+    @property
+    def entries(self) -> int:
+        """How many entries of a segment that is held in memory may be found."""
+        return self.selected.count if self.selected else len(self.live.rowids)
 
 
 def _searches(
@@ -168,12 +177,23 @@ def _searches(
     """Return a search of each segment; of those where any entry is selected."""
     if selection is None:
         return [
-            _Search(live, live.alive, wanted.width(live) + surplus)
+            _Search(
+                live,
+                live.alive,
+                wanted.width(live) + surplus,
+                held=live is generation.held,
+            )
             for live in generation.segments
         ]
     selected = selection.segments(generation) or ()
     return [
-        _Search(live, each.allowed, wanted.width(live, selected=True), each)
+        _Search(
+            live,
+            each.allowed,
+            wanted.width(live, selected=True),
+            each,
+            held=live is generation.held,
+        )
         for live, each in zip(generation.segments, selected, strict=False)
         if each.count
     ]
@@ -201,12 +221,18 @@ def _search(
         too_large = ~are_bounded(queries)
         if bool(too_large.any()):
             queries = np.where(too_large[:, np.newaxis], np.float32(0), queries)
-    found = [_search_segment(each, queries, wanted) for each in searches]
-    widths = [each.width for each in searches]
-    rowids = found[0][0] if len(found) == 1 else _nearest(found, max(widths))
+    held = [each for each in searches if each.held]
+    stored = [each for each in searches if not each.held]
+    found = [_search_segment(each, queries, wanted) for each in stored]
+    widths = [each.width for each in stored]
+    rowids = found[0][0] if len(found) == 1 else _nearest(found, widths, len(queries))
+    entries -= sum(each.entries for each in held)
+    short = too_large | ((rowids >= 0).sum(axis=1) < min([*widths, entries]))
+    # What is held is ranked exactly, and others perhaps by their codes: all of both.
+    for each in held:
+        rowids = np.hstack([rowids, _search_segment(each, queries, wanted)[0]])
     valid = rowids >= 0
     counts = valid.sum(axis=1)
-    short = too_large | (counts < min(*widths, entries))
     if bool(short.any()):
         # A type that ran short cannot say what it missed: all rows are candidates. Nor
         # can one whose distances overflow.
@@ -294,14 +320,18 @@ def _turn(wanted: Wanted) -> Iterator[int]:
 
 
 def _nearest(
-    found: list[tuple[NDArray[np.int64], NDArray[np.float32]]], wanted: int
+    found: list[tuple[NDArray[np.int64], NDArray[np.float32]]],
+    widths: list[int],
+    queries: int,
 ) -> NDArray[np.int64]:
     """Merge the segments' candidates, and keep the nearest of each query.
 
     Twice the wanted number stays, so that rounding in the ranking distances does not
     decide between near ties of different segments.
     """
-    wanted = 2 * wanted
+    if not found:
+        return np.empty((queries, 0), dtype=np.int64)
+    wanted = 2 * max(widths)
     rowids = np.concatenate([rows for rows, _ in found], axis=1)
     distances = np.concatenate([near for _, near in found], axis=1)
     distances = np.where(rowids < 0, np.inf, distances)

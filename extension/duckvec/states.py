@@ -125,6 +125,10 @@ class IndexState:
         generation: what new plans may use, once proven.
         previous: the one before, for plans that are about to run.
         used_since: since when the current one is used, on the monotonic clock.
+        extended: the current one with rows of its tail, held in memory.
+        extended_before: the one before that, for plans that are about to run.
+        extended_since: since when it is used, on the monotonic clock.
+        unheld: rows of the tail that could not be held when that was tried last.
         last_error: what the background failed at last.
         fault: why its catalog rows cannot be used; searches are exact until it is
             created anew.
@@ -135,6 +139,9 @@ class IndexState:
         surplus_sign: the database's change sign when `surplus` was counted.
         surplus_at: when that was, on the monotonic clock.
         surplus: indexed rows that are gone.
+        tail: rows above the watermark, counted then.
+        held: how many of them were among those held in memory, or passed over there.
+        held_gone: rows up to the end of those that are gone since they were held.
         looks: how often a row was looked at to see whether it still has its vector.
         looking: the task that looked into its table last.
         witnessed: generation and change sign for which its table was looked into.
@@ -156,6 +163,10 @@ class IndexState:
     generation: Generation | None = None
     previous: Generation | None = None
     used_since: float = 0.0
+    extended: Generation | None = None
+    extended_before: Generation | None = None
+    extended_since: float = 0.0
+    unheld: int = 0
     last_error: str | None = None
     fault: str | None = None
     unusable: tuple[Segment, ...] = ()
@@ -164,6 +175,9 @@ class IndexState:
     surplus_sign: object = None
     surplus_at: float = -math.inf
     surplus: int = 0
+    tail: int = 0
+    held: int = 0
+    held_gone: int = 0
     witnessed: tuple[int, object] | None = None
     looks: int = 0
     looking: Task | None = None
@@ -212,7 +226,24 @@ class IndexState:
         """Make `generation` the one that new plans get; running ones keep theirs."""
         self.previous, self.generation = self.generation, generation
         self.used_since = time.monotonic()
-        self.surplus_sign, self.surplus_at, self.surplus = None, -math.inf, 0
+        self.extend(None)
+        self.surplus = self.tail = self.held = self.unheld = 0
+
+    def extend(self, generation: Generation | None) -> None:
+        """Hold rows of the tail in memory, by a generation that extends the current."""
+        self.extended_before, self.extended = self.extended, generation
+        self.extended_since = time.monotonic()
+        self.surplus_sign, self.surplus_at, self.held_gone = None, -math.inf, 0
+
+    def forget(self) -> None:
+        """Let no plan use any generation, not even one that is about to run."""
+        self.use(None)
+        self.previous = self.extended_before = None
+
+    def generations(self) -> list[Generation]:
+        """Return those that plans may still name."""
+        every = (self.generation, self.extended, self.previous, self.extended_before)
+        return [each for each in every if each is not None]
 
 
 @dataclass(frozen=True)

@@ -84,6 +84,8 @@ class Generation:
         watermark: highest row id it covers; -1 where it covers none.
         covered_rows: rows with ids up to the watermark in its snapshot.
         segments: what to search.
+        extends: the generation to which this one adds the first rows of its tail, as
+            a last segment that is held in memory (held_tails.py).
     """
 
     chain: int
@@ -92,12 +94,24 @@ class Generation:
     watermark: int
     covered_rows: int
     segments: tuple[LiveSegment, ...]
+    extends: Generation | None = None
     number: int = field(default_factory=lambda: Generation.next_number())
 
     @staticmethod
     def next_number() -> int:
         """Return a number that no generation of this process has."""
         return next(_generation_numbers)
+
+    @property
+    def stored(self) -> Generation:
+        """The generation of the segments that the catalog names."""
+        return self.extends or self
+
+    @property
+    def held(self) -> LiveSegment | None:
+        """The segment that is held in memory, if any."""
+        more = self.extends and len(self.segments) > len(self.extends.segments)
+        return self.segments[-1] if more else None
 
     @functools.cached_property
     def entries(self) -> int:

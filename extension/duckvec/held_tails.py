@@ -1,0 +1,201 @@
+"""The first rows of a tail, held in memory as an exact segment.
+
+A join scans the tail once for each of its queries: 10,000 queries beside 4,000 new rows
+took 9 s, and 0.35 s without them. A product of matrices does the same in a fraction, so
+the rows of a tail that is not sealed yet are copied into a FLAT index without files.
+The generation that has it extends the current one: its watermark is higher and its seal
+younger, and all else about it is as with any other. Who is older than its seal uses
+the current one, and scans the whole tail.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import duckdb
+import numpy as np
+from numpy.typing import NDArray
+
+from duckvec.artifacts import FORMAT_VERSION
+from duckvec.index_types import get_index_type
+from duckvec.instance import Instance
+from duckvec.keeper import Task
+from duckvec.ladders import Rung
+from duckvec.memory import MemoryBudget
+from duckvec.metrics import METRICS, normalize_rows_inplace
+from duckvec.reader import read_rowids, read_vectors
+from duckvec.segments import Segment, SegmentRow
+from duckvec.states import DatabaseState, IndexState
+from duckvec.steps import column_of, snapshot
+from duckvec.tables import Table, VectorColumn
+from duckvec.tracking import UNSEALED, Generation, LiveSegment, Seal
+
+# Fewer rows are scanned; and what is held is copied anew once the tail grew by a share.
+LEAST_ROWS = 64
+GROWTH = 0.25
+MOST_BYTES = 1 << 25
+
+
+def count(
+    cursor: duckdb.DuckDBPyConnection,
+    table: Table,
+    index: IndexState,
+    generation: Generation,
+) -> None:
+    """Count the rows that an index covers, and those of its tail, as they are now.
+
+    Args:
+        cursor: inside a read-only transaction.
+        table: the index's table.
+        index: the index, which keeps the counts.
+        generation: its current one.
+    """
+    extended = index.extended
+    held_until = extended.watermark if extended else generation.watermark
+    covered, tail, held = cursor.execute(
+        f"""
+        SELECT
+            (SELECT count(*) FROM {table.path} WHERE rowid <= {generation.watermark:d}),
+            count(*),
+            count(*) FILTER (WHERE rowid <= {held_until:d})
+        FROM {table.path}
+        WHERE rowid > {generation.watermark:d}
+        """
+    ).fetchall()[0]
+    index.surplus = generation.covered_rows - covered
+    index.tail, index.held = tail, held
+    index.held_gone = 0
+    if extended is not None:
+        index.held_gone = extended.covered_rows - generation.covered_rows - held
+
+
+def is_due(index: IndexState) -> bool:
+    """Tell whether more of a tail is to be held, by the last counts."""
+    new = index.tail - index.held - index.unheld
+    return new >= max(LEAST_ROWS, GROWTH * index.held) or index.held_gone > LEAST_ROWS
+
+
+def extended(index: IndexState, generation: Generation, transaction: int) -> Generation:
+    """Return the generation with held rows where a search may use it, else the given.
+
+    Args:
+        index: the index.
+        generation: its current one, which the search may use.
+        transaction: the number of the caller's, in the table's database.
+    """
+    found = index.extended
+    if (
+        found is None
+        or found.extends is not generation
+        or transaction <= found.seal.transaction
+        or index.held_gone > LEAST_ROWS
+    ):
+        return generation
+    return found
+
+
+def hold_tail(
+    task: Task,
+    instance: Instance,
+    state: DatabaseState,
+    index: IndexState,
+    table: Table,
+) -> None:
+    """Copy the first rows of a tail into memory; in background threads only.
+
+    Rows that an index cannot hold, because of a NULL or a NaN, are passed over; before
+    one with too large a norm it ends.
+    """
+    base, row = index.generation, index.row
+    if base is None or base.table_identity != table.identity or row.dimension is None:
+        return
+    if instance.memory.limit is not None:
+        return
+    most = max(1, MOST_BYTES // (4 * row.dimension))
+    with snapshot(task, instance, state, table) as cursor:
+        transaction = (
+            UNSEALED if state.read_only else instance.seal_transaction(state.name)
+        )
+        tail = read_rowids(cursor, table, after=base.watermark)
+        if not len(tail):
+            return
+        last = int(tail[:most][-1])
+        vectors, rowids, last = _read(
+            cursor, table, column_of(table, row), index, base.watermark, last
+        )
+    covered = int(np.searchsorted(tail, last, "right"))
+    segments = base.segments
+    if len(rowids):
+        segments = (*segments, _held(index, vectors, rowids))
+    generation = Generation(
+        chain=base.chain,
+        seal=Seal(transaction, base.seal.epoch),
+        table_identity=base.table_identity,
+        watermark=last,
+        # Entries of `base` whose row is gone by now are still among the hits.
+        covered_rows=base.covered_rows + covered,
+        segments=segments,
+        extends=base,
+    )
+    with instance.lock:
+        if index.generation is base:
+            index.extend(generation)
+            index.unheld = len(tail) - covered
+
+
+def _read(
+    cursor: duckdb.DuckDBPyConnection,
+    table: Table,
+    column: VectorColumn,
+    index: IndexState,
+    after: int,
+    last: int,
+) -> tuple[NDArray[np.float32], NDArray[np.int64], int]:
+    """Return vectors and ascending row ids, and up to which row id they are all."""
+    dimension, metric = index.row.dimension or 1, METRICS[index.row.metric]
+    vectors = [np.empty((0, dimension), dtype=np.float32)]
+    rowids = [np.empty(0, dtype=np.int64)]
+    for batch in read_vectors(cursor, table, column, dimension, metric, after, last):
+        vectors.append(np.array(batch.vectors))
+        rowids.append(batch.rowids)
+        if len(batch.too_large):
+            last = min(last, int(batch.too_large.min()) - 1)
+    ids = np.concatenate(rowids)
+    order = np.argsort(ids)
+    order = order[ids[order] <= last]
+    return np.concatenate(vectors)[order], ids[order], last
+
+
+def _held(
+    index: IndexState, vectors: NDArray[np.float32], rowids: NDArray[np.int64]
+) -> LiveSegment:
+    """Return a segment without files over some vectors, normalised in place."""
+    started = time.perf_counter()
+    metric, kind = METRICS[index.row.metric], get_index_type("FLAT")
+    if metric.normalizes:
+        normalize_rows_inplace(vectors)
+    built = kind.build(vectors, metric, {}, threads=1)
+    library, _, version = built.library_note.partition(" ")
+    row = SegmentRow(
+        segment_id="",
+        index_id=index.row.index_id,
+        segment=-1,
+        index_type=kind.name,
+        metric=metric.name,
+        dimension=vectors.shape[1],
+        row_count=len(rowids),
+        params={},
+        search_params={},
+        file="",
+        map_file="",
+        size_bytes=0,
+        checksum="",
+        format_version=FORMAT_VERSION,
+        library=library,
+        library_version=version,
+        build_seconds=time.perf_counter() - started,
+        ladder=(Rung(1.0, {}),),
+    )
+    # A budget of its own: it cannot be closed, having no file to be opened again from.
+    return LiveSegment(Segment(row, Path(), MemoryBudget(), built), rowids, None)
