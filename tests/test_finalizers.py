@@ -104,7 +104,6 @@ def test_a_connection_is_collected_where_another_thread_holds_the_lock(
     eventually(lambda: open_files(str(path)) == [])
 
 
-@pytest.mark.core
 def test_the_collector_runs_wherever_it_likes(
     path: Path, vectors: Vectors, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from pathlib import Path
 
 import duckdb
@@ -52,7 +54,9 @@ def hold(con: duckdb.DuckDBPyConnection, vectors: Vectors) -> IndexState:
 
     def is_held() -> bool:
         search(con, vectors.query(0))
-        return held(index) > 0 and not held_tails.is_due(index)
+        return held(index) > 0 and not held_tails.is_due(
+            duckvec.load(con)._instance, index
+        )
 
     eventually(is_held)
     return index
@@ -241,3 +245,112 @@ def test_nothing_is_held_where_memory_is_limited(
         handle.wait()
     assert held(index_of(con)) == 0
     check(con, vectors, "IVF_FLAT")
+
+
+def test_a_statement_keeps_what_it_was_planned_with(
+    con: duckdb.DuckDBPyConnection, vectors: Vectors
+) -> None:
+    create_table(con, vectors)
+    create(con, "IVF_FLAT")
+    insert(con)
+    hold(con, vectors)
+    other = con.cursor()
+    duckvec.load(other)
+    search(other, vectors.query(0))
+    sessions = duckvec.load(con)._instance.sessions
+    session = sessions[max(sessions)]
+    index = index_of(con)
+    planned = index.extended
+    assert planned is not None
+    for number in range(3):
+        insert(con, 200, 60_000 + 1000 * number)
+        hold(con, vectors)
+    con.execute("FROM vector_compact('items')").fetchall()
+    assert planned not in index.generations()
+    assert session.find_generation(planned.number) == (planned, index)
+    session.let_go(time.monotonic())
+    assert session.find_generation(planned.number) is None
+    search(other, vectors.query(0))
+    now = index.generation
+    assert now is not None and session.find_generation(now.number) is not None
+    index.forget()
+    assert session.find_generation(now.number) is None
+
+
+def test_a_join_goes_on_with_its_generation(
+    con: duckdb.DuckDBPyConnection, vectors: Vectors
+) -> None:
+    """Others insert all the time while it runs, so that its rows are held anew."""
+    create_table(con, vectors)
+    create(con, "IVF_FLAT")
+    insert(con)
+    hold(con, vectors)
+    join = (
+        "SELECT count(*), count(DISTINCT number) FROM range(20) r(number), items q, "
+        "vector_search('items', q.embedding, 5) h WHERE q.id < 3000"
+    )
+    done = threading.Event()
+    found: list[tuple[int, int]] = []
+
+    def work() -> None:
+        cursor = con.cursor()
+        duckvec.load(cursor)
+        found.extend(cursor.execute(join).fetchall())
+        done.set()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    first_id = 60_000
+    while not done.wait(0.05):
+        insert(con, 100, first_id)
+        first_id += 100
+        search(con, vectors.query(0))
+    thread.join()
+    assert found == [(20 * 3000 * 5, 20)]
+
+
+def test_a_tail_that_was_rewritten_in_place_is_held_no_more(
+    con: duckdb.DuckDBPyConnection, vectors: Vectors
+) -> None:
+    create_table(con, vectors)
+    create(con, "IVF_FLAT")
+    insert(con)
+    hold(con, vectors)
+    con.execute(
+        "ALTER TABLE items ALTER embedding TYPE FLOAT[16] USING CASE WHEN id < 50000 "
+        "THEN embedding ELSE list_transform(embedding::FLOAT[], lambda x: x / 2) END"
+    )
+    query = vectors.query(0)
+
+    def is_right() -> bool:
+        found = [distance for _, distance in search(con, query, 20)]
+        return bool(np.allclose(found, exact(con, query, 20), atol=1e-4))
+
+    eventually(is_right)
+    check(con, vectors, "IVF_FLAT")
+
+
+def test_what_cannot_be_held_is_no_failure_of_the_index(
+    con: duckdb.DuckDBPyConnection, vectors: Vectors
+) -> None:
+    create_table(con, vectors, column_type="DOUBLE[16]")
+    create(con, "IVF_FLAT")
+    insert(con)
+    con.execute("INSERT INTO items VALUES (60000, 0, ?)", [[1e300] + [0.0] * 15])
+    for _ in range(3):
+        search(con, vectors.query(0))
+        duckvec.load(con)._instance.keeper.submit("nothing", lambda task: None).wait()
+    index = index_of(con)
+    assert held(index) == 0 and index.last_error is None and not index.failures
+    assert not held_tails.is_due(duckvec.load(con)._instance, index)
+
+
+def test_nothing_is_held_beside_an_index_without_entries(
+    con: duckdb.DuckDBPyConnection, vectors: Vectors
+) -> None:
+    create_table(con, Vectors(vectors.rows[:0], vectors.queries))
+    create(con, "IVF_FLAT")
+    insert(con)
+    search(con, vectors.query(0))
+    duckvec.load(con)._instance.keeper.submit("nothing", lambda task: None).wait()
+    assert held(index_of(con)) == 0

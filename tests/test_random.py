@@ -47,7 +47,7 @@ def test_threads(seed: str) -> None:
 
 @pytest.mark.core
 def test_many_lives(tmp_path: Path) -> None:
-    assert run_lives(tmp_path, 24, seed=1)["lives"] == 24
+    assert run_lives(tmp_path, 12, seed=1)["lives"] == 12
 
 
 def test_a_failing_list_of_operations_ends_with_1(tmp_path: Path) -> None:

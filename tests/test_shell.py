@@ -213,7 +213,7 @@ def test_help_says_what_there_is() -> None:
 
 def test_the_demo_leaves_nothing_behind(tmp_path: Path) -> None:
     done = subprocess.run(
-        [*COMMAND, "demo", "--rows", "2000"],
+        [*COMMAND, "demo", "--rows", "600"],
         capture_output=True,
         text=True,
         cwd=tmp_path,

@@ -31,7 +31,7 @@ from duckvec.search import (
 from duckvec.selections import Selection
 from duckvec.sessions import find_session
 from duckvec.sql_text import quote_literal
-from duckvec.states import Session
+from duckvec.states import IndexState, Session
 from duckvec.tables import Caller
 from duckvec.tickets import Ticket
 from duckvec.tracking import Generation
@@ -187,7 +187,7 @@ def select(
     """
     order = Ticket.from_json(ticket[0].as_py())
     instance, session = find_session(order.session)
-    found = instance.generation(order.generation)
+    found = _named(order, instance, session)
     passing = rowids.chunk(0).slice(0, 1).flatten().to_numpy(zero_copy_only=False)
     selection = Selection(passing, found[0] if found else None, order.watermark)
     number = session.selections.keep(statement[0].as_py(), selection)
@@ -273,7 +273,7 @@ def _find(order: Ticket, looked_for: _LookedFor) -> Candidates:
     most = len(selection.rowids) * len(looked_for.queries) if selection else None
     took_all = most is not None and len(rowids) >= most
     visited: int | None = 0
-    found = instance.generation(order.generation)
+    found = _named(order, instance, session)
     if found is not None and not took_all:
         wanted = _wanted(order, found[0], looked_for)
         visited = entries_visited(found[0], wanted, selection)
@@ -294,10 +294,10 @@ def _candidates(
     selection: Selection | None,
     looked_for: _LookedFor,
 ) -> Candidates:
-    found = instance.generation(order.generation)
+    found = _named(order, instance, session)
     if found is not None:
         known = is_looked_into(found[1])  # which may take the generation away
-        found = instance.generation(order.generation) if known else None
+        found = _named(order, instance, session) if known else None
     if found is not None and looked_for.seen_epoch < found[0].seal.epoch:
         found = None
     state = instance.databases.get(order.database)
@@ -326,6 +326,17 @@ def _candidates(
     else:
         rowids = np.arange(order.watermark + 1, dtype=np.int64)
     return everything(rowids, len(looked_for.queries))
+
+
+def _named(
+    order: Ticket, instance: Instance, session: Session
+) -> tuple[Generation, IndexState] | None:
+    """Return the generation that a plan names, and its index; None where it is gone.
+
+    That of a prepared plan may be.
+    """
+    number = order.generation
+    return session.find_generation(number) or instance.generation(number)
 
 
 def _wanted(order: Ticket, generation: Generation, looked_for: _LookedFor) -> Wanted:

@@ -106,13 +106,10 @@ def hold_tail(
     instance: Instance, state: DatabaseState, index: IndexState, table: Table
 ) -> None:
     """Hold the rows of a tail in memory, in the background."""
-    name = f"holding the new rows of {table.path}"
-
-    def work(task: Task) -> None:
-        with recording(index):
-            held_tails.hold_tail(task, instance, state, index, table)
-
-    instance.keeper.submit_once(name, work)
+    instance.keeper.submit_once(
+        f"holding the new rows of {table.path}",
+        lambda task: held_tails.hold_tail(task, instance, state, index, table),
+    )
 
 
 def tend_all(instance: Instance) -> Task:
@@ -192,6 +189,8 @@ def _look(instance: Instance) -> float | None:
     leftovers.retry()
     for state in states:
         _let_go(instance, state)
+    for session in list(instance.sessions.values()):
+        session.let_go(time.monotonic() - PREVIOUS_SECONDS)
     if not instance.sealer.pending():
         for state in states:
             if _wants_counting(state):
@@ -272,8 +271,8 @@ def _hold_where_due(
     if table is None or generation is None or not index.is_for(table):
         return
     with read_only(instance.background_cursor()) as cursor:
-        held_tails.count(cursor, table, index, generation)
-    if held_tails.is_due(index):
+        held_tails.count(instance, cursor, table, index, generation)
+    if held_tails.is_due(instance, index):
         held_tails.hold_tail(task, instance, state, index, table)
 
 

@@ -10,6 +10,7 @@ the current one, and scans the whole tail.
 
 from __future__ import annotations
 
+import logging
 import time
 from pathlib import Path
 
@@ -18,18 +19,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from duckvec.artifacts import FORMAT_VERSION
+from duckvec.errors import BuildCancelledError, BusyError, ClosedError
 from duckvec.index_types import get_index_type
 from duckvec.instance import Instance
-from duckvec.keeper import Task
+from duckvec.keeper import FAILURES, Task
 from duckvec.ladders import Rung
 from duckvec.memory import MemoryBudget
 from duckvec.metrics import METRICS, normalize_rows_inplace
 from duckvec.reader import read_rowids, read_vectors
-from duckvec.segments import Segment, SegmentRow
+from duckvec.segments import Segment, SegmentRow, hash_vectors
 from duckvec.states import DatabaseState, IndexState
 from duckvec.steps import column_of, snapshot
 from duckvec.tables import Table, VectorColumn
 from duckvec.tracking import UNSEALED, Generation, LiveSegment, Seal
+
+logger = logging.getLogger("duckvec")
 
 # Fewer rows are scanned; and what is held is copied anew once the tail grew by a share.
 LEAST_ROWS = 64
@@ -38,18 +42,23 @@ MOST_BYTES = 1 << 25
 
 
 def count(
+    instance: Instance,
     cursor: duckdb.DuckDBPyConnection,
     table: Table,
     index: IndexState,
     generation: Generation,
-) -> None:
+) -> bool:
     """Count the rows that an index covers, and those of its tail, as they are now.
 
     Args:
+        instance: the DuckDB instance.
         cursor: inside a read-only transaction.
         table: the index's table.
         index: the index, which keeps the counts.
         generation: its current one.
+
+    Returns:
+        Whether they were kept: not where the index has another generation by now.
     """
     extended = index.extended
     held_until = extended.watermark if extended else generation.watermark
@@ -63,23 +72,36 @@ def count(
         WHERE rowid > {generation.watermark:d}
         """
     ).fetchall()[0]
-    index.surplus = generation.covered_rows - covered
-    index.tail, index.held = tail, held
-    index.held_gone = 0
+    gone = 0
     if extended is not None:
-        index.held_gone = extended.covered_rows - generation.covered_rows - held
+        gone = extended.covered_rows - generation.covered_rows - held
+    with instance.lock:
+        if index.generation is not generation or index.extended is not extended:
+            return False
+        index.surplus = generation.covered_rows - covered
+        index.tail_rows, index.held_rows, index.held_gone = tail, held, gone
+    return True
 
 
-def is_due(index: IndexState) -> bool:
+def is_due(instance: Instance, index: IndexState) -> bool:
     """Tell whether more of a tail is to be held, by the last counts."""
-    new = index.tail - index.held - index.unheld
-    return new >= max(LEAST_ROWS, GROWTH * index.held) or index.held_gone > LEAST_ROWS
+    generation = index.generation
+    if instance.memory.limit is not None or generation is None:
+        return False
+    if not generation.entries:
+        return False  # nobody searches it
+    new = index.tail_rows - index.held_rows - index.unheld
+    many_new = new >= max(LEAST_ROWS, GROWTH * index.held_rows)
+    return many_new or index.held_gone > LEAST_ROWS
 
 
-def extended(index: IndexState, generation: Generation, transaction: int) -> Generation:
+def extended(
+    instance: Instance, index: IndexState, generation: Generation, transaction: int
+) -> Generation:
     """Return the generation with held rows where a search may use it, else the given.
 
     Args:
+        instance: the DuckDB instance; with a limit of its memory nothing is held.
         index: the index.
         generation: its current one, which the search may use.
         transaction: the number of the caller's, in the table's database.
@@ -87,6 +109,7 @@ def extended(index: IndexState, generation: Generation, transaction: int) -> Gen
     found = index.extended
     if (
         found is None
+        or instance.memory.limit is not None
         or found.extends is not generation
         or transaction <= found.seal.transaction
         or index.held_gone > LEAST_ROWS
@@ -105,12 +128,32 @@ def hold_tail(
     """Copy the first rows of a tail into memory; in background threads only.
 
     Rows that an index cannot hold, because of a NULL or a NaN, are passed over; before
-    one with too large a norm it ends.
+    one with too large a norm it ends. It is an optimisation: where it fails, as with a
+    number that FLOAT cannot hold, searches scan, and it is tried with more rows again.
     """
-    base, row = index.generation, index.row
-    if base is None or base.table_identity != table.identity or row.dimension is None:
+    base = index.generation
+    if base is None or base.table_identity != table.identity:
         return
-    if instance.memory.limit is not None:
+    try:
+        _hold(task, instance, state, index, table, base)
+    except (ClosedError, BusyError, BuildCancelledError):
+        raise
+    except FAILURES as error:
+        logger.debug("the new rows of %s are not held: %s", table.path, error)
+        with instance.lock:
+            index.unheld = index.tail_rows - index.held_rows
+
+
+def _hold(
+    task: Task,
+    instance: Instance,
+    state: DatabaseState,
+    index: IndexState,
+    table: Table,
+    base: Generation,
+) -> None:
+    row = index.row
+    if row.dimension is None:
         return
     most = max(1, MOST_BYTES // (4 * row.dimension))
     with snapshot(task, instance, state, table) as cursor:
@@ -139,9 +182,12 @@ def hold_tail(
         extends=base,
     )
     with instance.lock:
-        if index.generation is base:
+        if index.generation is not base:
+            return
+        index.unheld = len(tail) - covered
+        before = index.extended
+        if before is None or before.watermark < last or index.held_gone > LEAST_ROWS:
             index.extend(generation)
-            index.unheld = len(tail) - covered
 
 
 def _read(
@@ -173,6 +219,7 @@ def _held(
     """Return a segment without files over some vectors, normalised in place."""
     started = time.perf_counter()
     metric, kind = METRICS[index.row.metric], get_index_type("FLAT")
+    hashes = hash_vectors(vectors)
     if metric.normalizes:
         normalize_rows_inplace(vectors)
     built = kind.build(vectors, metric, {}, threads=1)
@@ -198,4 +245,6 @@ def _held(
         ladder=(Rung(1.0, {}),),
     )
     # A budget of its own: it cannot be closed, having no file to be opened again from.
-    return LiveSegment(Segment(row, Path(), MemoryBudget(), built), rowids, None)
+    segment = Segment(row, Path(), MemoryBudget(), built)
+    segment.keep_samples(hashes)
+    return LiveSegment(segment, rowids, None)

@@ -286,7 +286,7 @@ class Instance:
         return state.indexes.get(catalog.index_key(table.schema, table.name, column))
 
     def generation(self, number: int) -> tuple[Generation, IndexState] | None:
-        """Return a generation that plans may still name: the last two of an index."""
+        """Return a generation that plans may still name: one of an index's last."""
         for state in list(self.databases.values()):
             for index in list(state.indexes.values()):
                 for generation in index.generations():

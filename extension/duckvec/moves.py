@@ -97,7 +97,8 @@ def is_rewritten(
     """Tell whether rows of an index got other vectors in place, as by ALTER.
 
     `ALTER TYPE … USING` to the same type, or a column that was dropped and added again,
-    leaves no trace in the table's definition. One row is looked at, another each time.
+    leaves no trace in the table's definition. One row of the stored segments is looked
+    at, and one that is held in memory, others each time.
 
     Args:
         cursor: inside a read-only transaction.
@@ -112,18 +113,22 @@ def is_rewritten(
     generation = index.generation
     if generation is None or not columns:
         return False
-    known = [
-        (int(live.rowids[place]), entry)
-        for live in generation.segments
-        for place, entry in live.segment.samples
-        if live.rowids[place] >= 0
-    ]
-    for _ in known[:LOOKS]:
-        index.looks += 1
-        rowid, entry = known[index.looks % len(known)]
-        there = hash_row(cursor, table, columns[0], rowid)
-        if there is not None:
-            return there != entry
+    held = index.extended.held if index.extended else None
+    for parts in (generation.segments, (held,) if held else ()):
+        known = [
+            (int(live.rowids[place]), entry)
+            for live in parts
+            for place, entry in live.segment.samples
+            if live.rowids[place] >= 0
+        ]
+        for _ in known[:LOOKS]:
+            index.looks += 1
+            rowid, entry = known[index.looks % len(known)]
+            there = hash_row(cursor, table, columns[0], rowid)
+            if there is not None and there != entry:
+                return True
+            if there is not None:
+                break
     return False
 
 

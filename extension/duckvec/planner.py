@@ -220,7 +220,10 @@ class _Planner:
         ):
             return _scan(exact, search, "the index was replaced meanwhile")
         if self.caller.database == table.database:
-            generation = held_tails.extended(index, generation, request.transaction)
+            generation = held_tails.extended(
+                self.instance, index, generation, request.transaction
+            )
+        self.session.rely_on(generation, index)
         return self._by_index(exact, search, state, generation, planned)
 
     def _oldest(
@@ -420,7 +423,7 @@ def _count_after_changes(
     if not changed or now - index.surplus_at <= SURPLUS_SECONDS:
         return
     with read_only(session.cursor()) as cursor:
-        held_tails.count(cursor, table, index, generation)
-    index.surplus_sign, index.surplus_at = sign, now
-    if held_tails.is_due(index):
+        if held_tails.count(instance, cursor, table, index, generation):
+            index.surplus_sign, index.surplus_at = sign, now
+    if held_tails.is_due(instance, index):
         background.hold_tail(instance, state, index, table)

@@ -156,7 +156,7 @@ def search_selection(
 class _Search:
     """The search of one segment: its width, and which of its entries may be found.
 
-    `entries` is how many those are, where the segment is held in memory.
+    `held` tells whether it is the segment that is held in memory.
     """
 
     live: LiveSegment
@@ -164,11 +164,6 @@ class _Search:
     width: int
     selected: SelectedSegment | None = None
     held: bool = False
-
-    @property
-    def entries(self) -> int:
-        """How many entries of a segment that is held in memory may be found."""
-        return self.selected.count if self.selected else len(self.live.rowids)
 
 
 def _searches(
@@ -226,7 +221,8 @@ def _search(
     found = [_search_segment(each, queries, wanted) for each in stored]
     widths = [each.width for each in stored]
     rowids = found[0][0] if len(found) == 1 else _nearest(found, widths, len(queries))
-    entries -= sum(each.entries for each in held)
+    for each in held:
+        entries -= each.selected.count if each.selected else len(each.live.rowids)
     short = too_large | ((rowids >= 0).sum(axis=1) < min([*widths, entries]))
     # What is held is ranked exactly, and others perhaps by their codes: all of both.
     for each in held:

@@ -34,6 +34,8 @@ COMMIT_BYTES, COMMIT_SLACK_BYTES = 134, 8
 SETTLED_SECONDS = 2.0
 # How often a connection is asked whether it is open, where nothing tells otherwise.
 ASK_SECONDS = 1.0
+# All searches of one statement are planned within this time.
+PLANNING_SECONDS = 5.0
 
 _session_numbers = itertools.count(1)
 
@@ -62,6 +64,37 @@ class Session:
         # How many guards of each database ended before they could safely.
         self.losses: collections.Counter[int] = collections.Counter()
         self._asked_at = time.monotonic()
+        # What plans of this connection name, and since when: a statement that runs for
+        # long finds it, however often another takes its place meanwhile.
+        self._planned: tuple[tuple[float, Generation, IndexState], ...] = ()
+        self._relied_at = 0.0
+
+    def rely_on(self, generation: Generation, index: IndexState) -> None:
+        """Keep a generation that a plan names until the statement has ended.
+
+        The next statement is planned after that; one statement's plans are made
+        within moments.
+        """
+        now = self._relied_at = time.monotonic()
+        others = [
+            each
+            for each in self._planned
+            if each[1] is not generation and now - each[0] < PLANNING_SECONDS
+        ]
+        self._planned = (*others, (now, generation, index))
+
+    def find_generation(self, number: int) -> tuple[Generation, IndexState] | None:
+        """Return a generation that a plan of this connection names, if it is good."""
+        self._relied_at = time.monotonic()
+        for _, generation, index in self._planned:
+            if generation.number == number > index.forgotten:
+                return generation, index
+        return None
+
+    def let_go(self, before: float) -> None:
+        """Keep no generation where no search ran since a time."""
+        if self._relied_at < before:
+            self._planned = ()
 
     def cursor(self) -> duckdb.DuckDBPyConnection:
         """Return a new cursor of the connection.
@@ -129,6 +162,7 @@ class IndexState:
         extended_before: the one before that, for plans that are about to run.
         extended_since: since when it is used, on the monotonic clock.
         unheld: rows of the tail that could not be held when that was tried last.
+        forgotten: no generation with a lower number may be used.
         last_error: what the background failed at last.
         fault: why its catalog rows cannot be used; searches are exact until it is
             created anew.
@@ -139,8 +173,9 @@ class IndexState:
         surplus_sign: the database's change sign when `surplus` was counted.
         surplus_at: when that was, on the monotonic clock.
         surplus: indexed rows that are gone.
-        tail: rows above the watermark, counted then.
-        held: how many of them were among those held in memory, or passed over there.
+        tail_rows: rows above the watermark, counted then.
+        held_rows: how many of them were among those held in memory, or passed over
+            there.
         held_gone: rows up to the end of those that are gone since they were held.
         looks: how often a row was looked at to see whether it still has its vector.
         looking: the task that looked into its table last.
@@ -167,6 +202,7 @@ class IndexState:
     extended_before: Generation | None = None
     extended_since: float = 0.0
     unheld: int = 0
+    forgotten: int = 0
     last_error: str | None = None
     fault: str | None = None
     unusable: tuple[Segment, ...] = ()
@@ -175,8 +211,8 @@ class IndexState:
     surplus_sign: object = None
     surplus_at: float = -math.inf
     surplus: int = 0
-    tail: int = 0
-    held: int = 0
+    tail_rows: int = 0
+    held_rows: int = 0
     held_gone: int = 0
     witnessed: tuple[int, object] | None = None
     looks: int = 0
@@ -227,7 +263,7 @@ class IndexState:
         self.previous, self.generation = self.generation, generation
         self.used_since = time.monotonic()
         self.extend(None)
-        self.surplus = self.tail = self.held = self.unheld = 0
+        self.surplus = self.tail_rows = self.held_rows = self.unheld = 0
 
     def extend(self, generation: Generation | None) -> None:
         """Hold rows of the tail in memory, by a generation that extends the current."""
@@ -239,6 +275,7 @@ class IndexState:
         """Let no plan use any generation, not even one that is about to run."""
         self.use(None)
         self.previous = self.extended_before = None
+        self.forgotten = Generation.next_number()
 
     def generations(self) -> list[Generation]:
         """Return those that plans may still name."""
