@@ -26,6 +26,9 @@ ROWS, DIMENSION = 200_000, 128
 INDEX_TYPE = "IVF_FLAT"
 INSERTS, ROWS_PER_INSERT = 1000, 20
 SEARCHES = 200
+NEW_ROWS = 3000  # too few for a segment
+JOINED = 2000
+JOINS = 5
 WRITES = 150
 WRITES_PER_TURN = 25
 UPDATES_PER_HOUR = 3600
@@ -49,6 +52,8 @@ def measure_changes(folder: Path, updates: int = UPDATES_PER_HOUR) -> dict[str, 
         found |= _searches_between_inserts(con, data, fresh)
         found |= _after_a_checkpoint(con, data)
         found |= _after_moved_rows(con, data)
+    with _database(folder / "joins.db", data, indexed=True) as con:
+        found |= _joins_beside_new_rows(con, data, fresh[:NEW_ROWS])
     with (
         _database(folder / "with.db", data, indexed=True) as own,
         _database(folder / "without.db", data, indexed=False) as plain,
@@ -162,6 +167,38 @@ def _after_moved_rows(con: duckdb.DuckDBPyConnection, data: Dataset) -> dict[str
         if median(times) <= BACK_RATIO * quiet:
             back = time.perf_counter() - started
     return {"rows_moved": moved, "back_seconds": back}
+
+
+def _joins_beside_new_rows(
+    con: duckdb.DuckDBPyConnection, data: Dataset, fresh: NDArray[np.float32]
+) -> dict[str, Any]:
+    """Return how long joins take before rows came, right after, and later.
+
+    The first one scans the new rows for each query; then they are held in memory.
+    """
+    queries = np.resize(data.queries, (JOINED, data.dimension))
+    con.register("queries_in_memory", _rows(queries, 0))
+    con.execute("CREATE TEMP TABLE queries AS FROM queries_in_memory")
+
+    def join() -> float:
+        started = time.perf_counter()
+        con.execute(
+            "SELECT q.id, h.id, h.distance FROM queries q, "
+            f"vector_search('items', q.embedding, {K}) h"
+        ).fetchnumpy()
+        return time.perf_counter() - started
+
+    _Searches(con, data).at_rest()
+    quiet = median(join() for _ in range(JOINS))
+    _insert(con, _rows(fresh, len(data.rows)))
+    first = join()
+    time.sleep(REST_SECONDS)
+    later = median(join() for _ in range(JOINS))
+    return {
+        "join_seconds": quiet,
+        "join_first_ratio": first / quiet,
+        "join_beside_ratio": later / quiet,
+    }
 
 
 def _throughputs(

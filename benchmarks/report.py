@@ -157,6 +157,15 @@ def _change_rows(changes: Row) -> list[tuple[str, str, str]]:
             f"{MOST_BACK_SECONDS:.0f} s at most",
         ),
     ]
+    if "join_seconds" in changes:
+        lines.append(
+            (
+                "join of 2,000 beside 3,000 new rows, of one without: first; later",
+                f"{changes['join_first_ratio']:.1f}; "
+                f"{changes['join_beside_ratio']:.2f}",
+                "",
+            )
+        )
     writes = {
         "insert": "inserts of 20 rows",
         "update": "updates of a vector",
