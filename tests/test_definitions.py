@@ -288,9 +288,11 @@ def test_a_type_that_keeps_the_vectors_keeps_the_index(
             "ALTER TABLE items ALTER embedding TYPE FLOAT[16] USING "
             "list_transform(embedding::FLOAT[], lambda x: -x)::FLOAT[16]",
         ),
-        (
+        (  # in between the background could see that the column is gone
+            "BEGIN",
             "ALTER TABLE items DROP COLUMN embedding",
             "ALTER TABLE items ADD COLUMN embedding FLOAT[16]",
+            "COMMIT",
             "INSERT INTO items SELECT -1 - i, 0, list_resize([i], 16, 0)::FLOAT[16] "
             "FROM range(50) r(i)",
         ),

@@ -118,10 +118,10 @@ def test_each_search_of_a_statement_waits_for_its_own_look(
     )
     is_rewritten = moves.is_rewritten
 
-    def fail_for_items(cursor: Any, index: Any, table: Any) -> bool:
+    def fail_for_items(cursor: Any, index: Any, table: Any, generation: Any) -> bool:
         if table.name == "items":
             raise duckdb.IOException("cannot be read")
-        return is_rewritten(cursor, index, table)
+        return is_rewritten(cursor, index, table, generation)
 
     monkeypatch.setattr(moves, "is_rewritten", fail_for_items)
     found = con.execute(

@@ -51,6 +51,8 @@ MOST_COUNT_SECONDS = 8.0
 MOST_MEMORY_SECONDS = 2.0
 # How long plans may name the generation before the current one.
 PREVIOUS_SECONDS = 30.0
+# How long a statement may run before, or pause between, its searches.
+PLANNED_SECONDS = 600.0
 # Rows may take less space on disk than in memory: by this factor at most, most often.
 COMPRESSION = 4
 
@@ -184,13 +186,14 @@ def _prepare(task: Task, instance: Instance, state: DatabaseState) -> None:
 def _look(instance: Instance) -> float | None:
     """Have tails counted where that may be worth it; return seconds to the next."""
     states = [state for state in _states(instance) if _wanting(state)]
+    kept = PLANNED_SECONDS if states else 0.0
+    for session in list(instance.sessions.values()):
+        session.let_go(time.monotonic() - kept)
     if not states or not instance.seems_open():
         return None
     leftovers.retry()
     for state in states:
         _let_go(instance, state)
-    for session in list(instance.sessions.values()):
-        session.let_go(time.monotonic() - PREVIOUS_SECONDS)
     if not instance.sealer.pending():
         for state in states:
             if _wants_counting(state):
@@ -267,13 +270,9 @@ def _hold_where_due(
     task: Task, instance: Instance, state: DatabaseState, index: IndexState
 ) -> None:
     """Hold new rows in memory, before a search comes that would be too old for them."""
-    table, generation = locate(instance, state, index), index.generation
-    if table is None or generation is None or not index.is_for(table):
-        return
-    with read_only(instance.background_cursor()) as cursor:
-        held_tails.count(instance, cursor, table, index, generation)
-    if held_tails.is_due(instance, index):
-        held_tails.hold_tail(task, instance, state, index, table)
+    table = locate(instance, state, index)
+    if table is not None and index.is_for(table):
+        held_tails.hold_tail(task, instance, state, index, table, anyway=False)
 
 
 def _note_sign(state: DatabaseState) -> None:

@@ -152,6 +152,7 @@ def forget_index(
         )
         with instance.lock:
             state.indexes.pop(index.row.key, None)
+            index.forget()
             replaced = (*index.segments, *index.unusable)
             index.segments = index.unusable = ()
     remove_files(replaced)

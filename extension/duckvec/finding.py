@@ -66,19 +66,22 @@ def look_into(
 
     The search goes on meanwhile; `is_looked_into` waits for the answer.
     """
-    generation, sign = index.generation, state.change_sign()
+    with instance.lock:
+        generation, held = index.generation, index.extended
+    sign = state.change_sign()
     if state.read_only or generation is None:
         return
-    if sign is not None and index.witnessed == (generation.number, sign):
+    numbers = generation.number, held.number if held else None
+    if sign is not None and index.witnessed == (numbers, sign):
         return
 
     def work(task: Task) -> None:
         with read_only(instance.background_cursor()) as cursor:
-            rewritten = moves.is_rewritten(cursor, index, table)
+            rewritten = moves.is_rewritten(cursor, index, table, held or generation)
         settled = sign is None or state.settled(sign)
         with instance.lock:
             if settled:  # else a commit may be in the log that was not visible yet
-                index.witnessed = (generation.number, sign)
+                index.witnessed = (numbers, sign)
             if rewritten and index.generation is generation:
                 index.forget()  # a proof mends it
 

@@ -30,7 +30,7 @@ from duckvec.reader import read_rowids, read_vectors
 from duckvec.segments import Segment, SegmentRow, hash_vectors
 from duckvec.states import DatabaseState, IndexState
 from duckvec.steps import column_of, snapshot
-from duckvec.tables import Table, VectorColumn
+from duckvec.tables import Table, VectorColumn, read_only
 from duckvec.tracking import UNSEALED, Generation, LiveSegment, Seal
 
 logger = logging.getLogger("duckvec")
@@ -124,17 +124,25 @@ def hold_tail(
     state: DatabaseState,
     index: IndexState,
     table: Table,
+    *,
+    anyway: bool = True,
 ) -> None:
     """Copy the first rows of a tail into memory; in background threads only.
 
     Rows that an index cannot hold, because of a NULL or a NaN, are passed over; before
     one with too large a norm it ends. It is an optimisation: where it fails, as with a
     number that FLOAT cannot hold, searches scan, and it is tried with more rows again.
+    Without `anyway` the rows are counted first, and copied where that is due.
     """
     base = index.generation
     if base is None or base.table_identity != table.identity:
         return
     try:
+        if not anyway:
+            with read_only(instance.background_cursor()) as cursor:
+                count(instance, cursor, table, index, base)
+            if not is_due(instance, index):
+                return
         _hold(task, instance, state, index, table, base)
     except (ClosedError, BusyError, BuildCancelledError):
         raise
@@ -164,6 +172,10 @@ def _hold(
         if not len(tail):
             return
         last = int(tail[:most][-1])
+        before = index.extended
+        if before and before.watermark >= last and index.held_gone <= LEAST_ROWS:
+            index.unheld = max(0, len(tail) - most)  # there is room for no more
+            return
         vectors, rowids, last = _read(
             cursor, table, column_of(table, row), index, base.watermark, last
         )

@@ -246,6 +246,7 @@ class Instance:
             with self.lock:
                 state.has_catalog, state.mark, state.epoch = False, None, None
                 state.catalog_version = catalog.CATALOG_VERSION
+                state.forget()
                 state.indexes.clear()
             remove_orphans(self.folder(state), set())
 
@@ -253,7 +254,7 @@ class Instance:
         """Forget the databases whose numbers are not among those attached."""
         with self.lock:
             for oid in set(self.databases) - attached:
-                del self.databases[oid]
+                self.databases.pop(oid).forget()
 
     def folder(self, state: DatabaseState) -> Path:
         """Return the folder for a database's artifacts; it need not exist yet."""
@@ -454,8 +455,8 @@ class Instance:
     def _release(self) -> None:
         """Close the opened segments."""
         for state in self.databases.values():
+            state.forget()
             for index in state.indexes.values():
-                index.forget()
                 for segment in index.segments:
                     segment.close()
         self.databases.clear()

@@ -40,6 +40,7 @@ from duckvec.tables import (
     read_table,
     vector_columns,
 )
+from duckvec.tracking import Generation
 from duckvec.writer import remove_files
 
 logger = logging.getLogger("duckvec")
@@ -92,7 +93,10 @@ def are_settled(
 
 
 def is_rewritten(
-    cursor: duckdb.DuckDBPyConnection, index: IndexState, table: Table
+    cursor: duckdb.DuckDBPyConnection,
+    index: IndexState,
+    table: Table,
+    generation: Generation,
 ) -> bool:
     """Tell whether rows of an index got other vectors in place, as by ALTER.
 
@@ -102,28 +106,28 @@ def is_rewritten(
 
     Args:
         cursor: inside a read-only transaction.
-        index: an index whose generation was made from this table.
+        index: the index.
         table: the table.
+        generation: one of the index's, made from this table.
     """
     columns = [
         column
         for column in vector_columns(table)
         if column.name.lower() == index.row.column_name.lower()
     ]
-    generation = index.generation
-    if generation is None or not columns:
+    if not columns:
         return False
-    held = index.extended.held if index.extended else None
-    for parts in (generation.segments, (held,) if held else ()):
+    index.looks += 1
+    held = (generation.held,) if generation.held else ()
+    for parts in (generation.stored.segments, held):
         known = [
             (int(live.rowids[place]), entry)
             for live in parts
             for place, entry in live.segment.samples
             if live.rowids[place] >= 0
         ]
-        for _ in known[:LOOKS]:
-            index.looks += 1
-            rowid, entry = known[index.looks % len(known)]
+        for look in range(min(LOOKS, len(known))):
+            rowid, entry = known[(index.looks + look) % len(known)]
             there = hash_row(cursor, table, columns[0], rowid)
             if there is not None and there != entry:
                 return True

@@ -35,7 +35,7 @@ SETTLED_SECONDS = 2.0
 # How often a connection is asked whether it is open, where nothing tells otherwise.
 ASK_SECONDS = 1.0
 # All searches of one statement are planned within this time.
-PLANNING_SECONDS = 5.0
+PLANNING_SECONDS = 30.0
 
 _session_numbers = itertools.count(1)
 
@@ -70,10 +70,10 @@ class Session:
         self._relied_at = 0.0
 
     def rely_on(self, generation: Generation, index: IndexState) -> None:
-        """Keep a generation that a plan names until the statement has ended.
+        """Keep a generation that a plan names while its statement may run.
 
-        The next statement is planned after that; one statement's plans are made
-        within moments.
+        A connection plans its next statement after that; then those go that were
+        planned long before.
         """
         now = self._relied_at = time.monotonic()
         others = [
@@ -179,7 +179,8 @@ class IndexState:
         held_gone: rows up to the end of those that are gone since they were held.
         looks: how often a row was looked at to see whether it still has its vector.
         looking: the task that looked into its table last.
-        witnessed: generation and change sign for which its table was looked into.
+        witnessed: generation, extended one and change sign for which its table was
+            looked into.
         seen: the table as it was found last, to know it again by its number; None
             where it was not there when the catalog was read.
         looked: once nothing certain was found of what became of its table: identity
@@ -214,7 +215,7 @@ class IndexState:
     tail_rows: int = 0
     held_rows: int = 0
     held_gone: int = 0
-    witnessed: tuple[int, object] | None = None
+    witnessed: tuple[tuple[int, int | None], object] | None = None
     looks: int = 0
     looking: Task | None = None
     seen: Table | None = None
@@ -384,6 +385,11 @@ class DatabaseState:
         """Return how often others changed the database, as far as its sign tells."""
         self.look_closely()
         return self.changes
+
+    def forget(self) -> None:
+        """Let no plan use any index any more: they, or the database, are gone."""
+        for index in self.indexes.values():
+            index.forget()
 
     def look_closely(self) -> ChangeSign | None:
         """Count a change if there was one, and return the sign of now."""
