@@ -120,10 +120,13 @@ def test_transactions_see_their_own_rows_and_no_others(
     duckvec.load(older)
     older.execute("BEGIN")
     before = exact(older, vectors.query(0), 20)
+    (gone,) = older.execute("SELECT embedding FROM items WHERE id = 50050").fetchall()
     con.execute("DELETE FROM items WHERE id BETWEEN 50000 AND 50100")
     insert(con, 200, 70_000)
     hold(con, vectors)
     assert_same(search(older, vectors.query(0), 20), before)
+    assert search(older, list(gone[0]), 1) == [(50050, 0.0)]  # others deleted it
+    assert search(con, list(gone[0]), 1)[0][0] != 50050
     older.execute("ROLLBACK")
     older.execute("BEGIN")
     older.execute("DELETE FROM items WHERE id > 50200 AND id < 70050")
