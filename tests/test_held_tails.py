@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
+import weakref
 from pathlib import Path
 
 import duckdb
@@ -11,8 +13,9 @@ import numpy as np
 import pytest
 
 import duckvec
-from duckvec import background, held_tails
+from duckvec import held_tails
 from duckvec.states import IndexState
+from duckvec.tracking import Generation
 from tests.data import (
     EXHAUSTIVE,
     Vectors,
@@ -223,7 +226,7 @@ def test_the_background_holds_new_rows_before_anyone_searches(
 
 
 def test_sealed_rows_are_held_no_more(
-    con: duckdb.DuckDBPyConnection, vectors: Vectors, monkeypatch: pytest.MonkeyPatch
+    con: duckdb.DuckDBPyConnection, vectors: Vectors
 ) -> None:
     create_table(con, vectors)
     create(con, "IVF_FLAT")
@@ -231,9 +234,20 @@ def test_sealed_rows_are_held_no_more(
     index = hold(con, vectors)
     con.execute("FROM vector_compact('items')").fetchall()
     assert index.extended is None
-    monkeypatch.setattr(background, "PREVIOUS_SECONDS", 0.0)
-    eventually(lambda: index.extended_before is None)
     check(con, vectors, "IVF_FLAT")
+    kept = weakref.ref(hold_and_plan(con, vectors))
+    assert kept() is not None
+    con.execute("FROM drop_vector_index('items')").fetchall()
+    eventually(lambda: gc.collect() >= 0 and kept() is None)
+
+
+def hold_and_plan(con: duckdb.DuckDBPyConnection, vectors: Vectors) -> Generation:
+    """Return what the connection's last plan names: a generation with held rows."""
+    insert(con, NEW, 80_000)
+    extended = hold(con, vectors).extended
+    assert extended is not None
+    search(con, vectors.query(0))
+    return extended
 
 
 def test_nothing_is_held_where_memory_is_limited(
@@ -269,7 +283,7 @@ def test_a_statement_keeps_what_it_was_planned_with(
         insert(con, 200, 60_000 + 1000 * number)
         hold(con, vectors)
     con.execute("FROM vector_compact('items')").fetchall()
-    assert planned not in index.generations()
+    assert planned is not index.extended
     assert session.find_generation(planned.number) == (planned, index)
     session.let_go(time.monotonic())
     assert session.find_generation(planned.number) is None

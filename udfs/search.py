@@ -333,7 +333,7 @@ def _named(
 ) -> tuple[Generation, IndexState] | None:
     """Return the generation that a plan names, and its index; None where it is gone.
 
-    That of a prepared plan may be.
+    After a long pause of the statement it may be.
     """
     number = order.generation
     return session.find_generation(number) or instance.generation(number)

@@ -49,8 +49,6 @@ FIRST_COUNT_SECONDS = 2.0
 MOST_COUNT_SECONDS = 8.0
 # A database in memory does not tell whether it changed: it is counted this often.
 MOST_MEMORY_SECONDS = 2.0
-# How long plans may name the generation before the current one.
-PREVIOUS_SECONDS = 30.0
 # How long a statement may run before, or pause between, its searches.
 PLANNED_SECONDS = 600.0
 # Rows may take less space on disk than in memory: by this factor at most, most often.
@@ -192,24 +190,11 @@ def _look(instance: Instance) -> float | None:
     if not states or not instance.seems_open():
         return None
     leftovers.retry()
-    for state in states:
-        _let_go(instance, state)
     if not instance.sealer.pending():
         for state in states:
             if _wants_counting(state):
                 _submit(instance, state)
     return LOOK_SECONDS
-
-
-def _let_go(instance: Instance, state: DatabaseState) -> None:
-    """Give back the memory of segments that no plan is about to search any more."""
-    for index in _wanting(state):
-        old = time.monotonic() - PREVIOUS_SECONDS
-        with instance.lock:
-            if index.used_since < old:
-                index.previous = None
-            if index.extended_since < old:
-                index.extended_before = None
 
 
 def _wants_counting(state: DatabaseState) -> bool:

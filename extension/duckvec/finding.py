@@ -67,17 +67,18 @@ def look_into(
     The search goes on meanwhile; `is_looked_into` waits for the answer.
     """
     with instance.lock:
-        generation, held = index.generation, index.extended
+        generation, extended = index.generation, index.extended
     sign = state.change_sign()
     if state.read_only or generation is None:
         return
-    numbers = generation.number, held.number if held else None
+    numbers = generation.number, extended.number if extended else None
     if sign is not None and index.witnessed == (numbers, sign):
         return
 
     def work(task: Task) -> None:
         with read_only(instance.background_cursor()) as cursor:
-            rewritten = moves.is_rewritten(cursor, index, table, held or generation)
+            known = extended or generation
+            rewritten = moves.is_rewritten(cursor, index, table, known)
         settled = sign is None or state.settled(sign)
         with instance.lock:
             if settled:  # else a commit may be in the log that was not visible yet

@@ -287,11 +287,11 @@ class Instance:
         return state.indexes.get(catalog.index_key(table.schema, table.name, column))
 
     def generation(self, number: int) -> tuple[Generation, IndexState] | None:
-        """Return a generation that plans may still name: one of an index's last."""
+        """Return the generation of that number, if new plans of its index name it."""
         for state in list(self.databases.values()):
             for index in list(state.indexes.values()):
-                for generation in index.generations():
-                    if generation.number == number:
+                for generation in (index.generation, index.extended):
+                    if generation is not None and generation.number == number:
                         return generation, index
         return None
 

@@ -156,11 +156,7 @@ class IndexState:
         row: the catalog row.
         segments: those of the catalog, opened or not.
         generation: what new plans may use, once proven.
-        previous: the one before, for plans that are about to run.
-        used_since: since when the current one is used, on the monotonic clock.
         extended: the current one with rows of its tail, held in memory.
-        extended_before: the one before that, for plans that are about to run.
-        extended_since: since when it is used, on the monotonic clock.
         unheld: rows of the tail that could not be held when that was tried last.
         forgotten: no generation with a lower number may be used.
         last_error: what the background failed at last.
@@ -197,11 +193,7 @@ class IndexState:
     row: IndexRow
     segments: tuple[Segment, ...] = ()
     generation: Generation | None = None
-    previous: Generation | None = None
-    used_since: float = 0.0
     extended: Generation | None = None
-    extended_before: Generation | None = None
-    extended_since: float = 0.0
     unheld: int = 0
     forgotten: int = 0
     last_error: str | None = None
@@ -261,27 +253,19 @@ class IndexState:
 
     def use(self, generation: Generation | None) -> None:
         """Make `generation` the one that new plans get; running ones keep theirs."""
-        self.previous, self.generation = self.generation, generation
-        self.used_since = time.monotonic()
+        self.generation = generation
         self.extend(None)
         self.surplus = self.tail_rows = self.held_rows = self.unheld = 0
 
     def extend(self, generation: Generation | None) -> None:
         """Hold rows of the tail in memory, by a generation that extends the current."""
-        self.extended_before, self.extended = self.extended, generation
-        self.extended_since = time.monotonic()
+        self.extended = generation
         self.surplus_sign, self.surplus_at, self.held_gone = None, -math.inf, 0
 
     def forget(self) -> None:
         """Let no plan use any generation, not even one that is about to run."""
         self.use(None)
-        self.previous = self.extended_before = None
         self.forgotten = Generation.next_number()
-
-    def generations(self) -> list[Generation]:
-        """Return those that plans may still name."""
-        every = (self.generation, self.extended, self.previous, self.extended_before)
-        return [each for each in every if each is not None]
 
 
 @dataclass(frozen=True)
