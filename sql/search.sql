@@ -1,6 +1,8 @@
 -- Search. {session} is the number of the connection that these macros belong to.
 -- __duckvec_plan folds while the statement is bound and returns the text of the
--- plan, which reads the query vector from the common table expression __query.
+-- plan, which reads the query vector from the common table expression __query. There it
+-- gets a name that no column of the caller's has; without one DuckDB would take the text
+-- of the vector for its name, each time it looks for it (0.4 ms of 384 numbers).
 
 -- vector_search
 
@@ -13,7 +15,7 @@ CREATE OR REPLACE TEMP MACRO vector_search(
     column_name := NULL,
     metric := NULL
 ) AS TABLE
-WITH __query(vector) AS (SELECT query)
+WITH __query(vector) AS (SELECT query AS __duckvec_query)
 FROM query(
     __duckvec_plan(
         {session},
@@ -40,7 +42,7 @@ CREATE OR REPLACE TEMP MACRO vector_range_search(
     filter := NULL,
     column_name := NULL
 ) AS TABLE
-WITH __query(vector) AS (SELECT query)
+WITH __query(vector) AS (SELECT query AS __duckvec_query)
 FROM query(
     __duckvec_plan_range(
         {session},
@@ -66,7 +68,7 @@ CREATE OR REPLACE TEMP MACRO vector_explain(
     filter := NULL,
     column_name := NULL
 ) AS TABLE
-WITH __query(vector) AS (SELECT query),
+WITH __query(vector) AS (SELECT query AS __duckvec_query),
 result AS MATERIALIZED (
     FROM query(
         __duckvec_plan_explained(
