@@ -6,7 +6,6 @@ import hashlib
 import threading
 import time
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import duckdb
@@ -185,11 +184,16 @@ def test_a_build_that_fails_half_way_leaves_no_files(
 
 
 @pytest.mark.parametrize(
-    ("module", "name"),
-    [(writer, "calibrate"), (segments, "file_checksum"), (paths, "publish")],
+    ("place", "name"),
+    [
+        (writer, "calibrate"),
+        (segments, "file_checksum"),
+        (paths, "publish"),
+        (segments.Segment, "require_whole"),
+    ],
 )
 def test_a_build_that_fails_while_its_file_is_finished_leaves_no_files(
-    module: ModuleType, name: str, path: Path, monkeypatch: pytest.MonkeyPatch
+    place: object, name: str, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     con = duckvec.connect(str(path))
     create_table(con, clustered(500, 8))
@@ -197,12 +201,35 @@ def test_a_build_that_fails_while_its_file_is_finished_leaves_no_files(
     def fail(*arguments: Any, **named: Any) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(module, name, fail)
+    monkeypatch.setattr(place, name, fail)
     with pytest.raises(duckdb.Error, match="no space left"):
         create(con, "IVF_FLAT")
     assert list(folder(path).iterdir()) == []
     assert con.execute("FROM vector_indexes()").fetchall() == []
     con.close()
+
+
+@pytest.mark.parametrize("index_type", PARAMS)
+def test_an_index_holds_no_more_memory_than_one_that_was_opened(
+    path: Path, index_type: str
+) -> None:
+    vectors = clustered(2000, 64)
+    held = []
+    con = duckvec.connect(str(path))
+    create_table(con, vectors)
+    create(con, index_type)
+    for _ in range(2):
+        assert len(search(con, vectors.query(0))) == 10
+        sql = "SELECT memory_bytes, state FROM vector_indexes()"
+        [(memory_bytes, state)] = con.execute(sql).fetchall()
+        assert state == "ready"
+        held.append(memory_bytes)
+        con.close()
+        con = duckvec.connect(str(path))
+        duckvec.load(con).wait()
+    con.close()
+    assert held[0] == held[1]
+    assert (held[0] >= vectors.rows.nbytes) == (index_type == "HNSW")
 
 
 def test_a_file_that_goes_while_indexes_are_listed_is_no_error(

@@ -227,7 +227,7 @@ def test_builds_close_what_is_open_and_count_what_is_reserved(
     ).fetchall()[0][0]
     limit = int(1.2 * estimate)
     duckvec.load(memory, memory_limit=limit)
-    create(memory, "FLAT", index_file_size=1)
+    create(memory, "HNSW", index_file_size=1)
     assert 0 < handle._instance.memory.held_bytes() <= limit
     create(memory, "FLAT")  # fits once the segments of the first are closed
     with (

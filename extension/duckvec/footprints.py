@@ -89,7 +89,7 @@ class Footprint:
 def footprint(rows: Rows) -> Footprint:
     """Sum the files of all segments; memory is at its highest in one of them.
 
-    Built segments stay in memory while the next ones are built.
+    Segments stay open, most of them mapped, while the next ones are built.
     """
     order, dimension, count = rows.order, rows.dimension, rows.count
     capacity = min(count, segment_capacity(order.index_file_size, dimension))
@@ -106,7 +106,7 @@ def footprint(rows: Rows) -> Footprint:
         working = max(segment.build_bytes, segment.held_bytes + storing)
         highest = max(highest, kept + ROW_BYTES * own + working)
         peak = max(peak, ROW_BYTES * own + working)
-        kept += segment.held_bytes + 8 * own
+        kept += _kept_bytes(order, segment, own, dimension) + 8 * own
         size += segment.file_bytes + MAP_BYTES + 16 * own
         seconds += segment.seconds + SEGMENT_SECONDS
         seconds += MEASURE_SEGMENT_SECONDS if measuring else 0.0
@@ -134,6 +134,14 @@ def peak_bytes(
         _, count, _ = count_rows(cursor, order.table, order.column)
     rows = Rows(cursor, order, dimension, count)
     return footprint(rows).peak_bytes if count else 0
+
+
+def _kept_bytes(order: Order, segment: Estimate, rows: int, dimension: int) -> int:
+    """Return the memory that a finished segment holds, besides its row ids."""
+    kind, file_bytes = order.index_type, segment.file_bytes
+    if kind.is_mapped(segment.held_bytes, file_bytes, rows, dimension):
+        return kind.opened_bytes(file_bytes, rows, dimension)
+    return segment.held_bytes
 
 
 def _segment(rows: Rows, count: int) -> Estimate:

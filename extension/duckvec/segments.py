@@ -11,7 +11,7 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -431,10 +431,13 @@ def write_segment(
     `row` comes with its names; its size, checksum and measured settings are filled in
     here. `measure` returns those: it is called once the library has saved its file,
     while threads flush that file and take its checksum, and may search the index.
+    Where the library can map most of the file, the segment is opened from it, and the
+    memory of `index` is given back: all segments of an index may exceed memory.
     On failure nothing is left behind.
 
     Raises:
         StorageError: the files cannot be written.
+        ArtifactError: the library cannot read what it wrote.
     """
     index_path = paths.artifact_path(folder, row.file)
     map_path = paths.artifact_path(folder, row.map_file)
@@ -454,10 +457,26 @@ def write_segment(
             "index_checksum": checksum.result(),
         }
         digest = write_map_file(paths.temporary_path(map_path), header, rowids, hashes)
-        size = sum(
+        sizes = [
             paths.temporary_path(path).stat().st_size for path in (index_path, map_path)
-        )
+        ]
         paths.publish([index_path, map_path])
+        finished = replace(
+            row,
+            search_params=measured.default,
+            ladder=measured.ladder,
+            size_bytes=sum(sizes),
+            checksum=digest,
+        )
+        is_mapped = get_index_type(row.index_type).is_mapped(
+            index.memory_bytes(), sizes[0], row.row_count, row.dimension
+        )
+        segment = Segment(finished, folder, memory, None if is_mapped else index)
+        segment.keep_samples(hashes)
+        segment.keep_written(checksum.result())
+        if is_mapped:
+            index.close()
+            segment.require_whole()
     except BaseException as error:
         for path in (index_path, map_path):
             leftovers.discard(paths.temporary_path(path))
@@ -465,16 +484,4 @@ def write_segment(
         if isinstance(error, OSError):
             raise StorageError(str(folder), error) from error
         raise
-    finished = SegmentRow(
-        **{
-            **row.__dict__,
-            "search_params": measured.default,
-            "ladder": measured.ladder,
-            "size_bytes": size,
-            "checksum": digest,
-        }
-    )
-    segment = Segment(finished, folder, memory, index)
-    segment.keep_samples(hashes)
-    segment.keep_written(checksum.result())
     return segment

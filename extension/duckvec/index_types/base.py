@@ -58,6 +58,10 @@ from duckvec.parameters import Parameter
 Progress = Callable[[float], None]
 Cancelled = Callable[[], bool]
 
+# A segment that was built is opened from its file where it then holds a smaller share
+# of the memory: where the library maps most of the file.
+MAPPED_SHARE = 0.5
+
 UNKNOWN_ROUNDING = 1e-3
 """Of the radius and the query's length: far more than a library's distances are off."""
 
@@ -344,6 +348,20 @@ class IndexType(ABC):
         """
         del rows, dimension
         return file_bytes
+
+    def is_mapped(
+        self, built_bytes: int, file_bytes: int, rows: int, dimension: int
+    ) -> bool:
+        """Tell whether a segment that was built is better opened from its file.
+
+        Args:
+            built_bytes: the memory that it holds as it was built.
+            file_bytes: the size of the library's file.
+            rows: how many it holds.
+            dimension: of its vectors.
+        """
+        opened = self.opened_bytes(file_bytes, rows, dimension)
+        return opened < MAPPED_SHARE * built_bytes
 
     @abstractmethod
     def search_grid(
