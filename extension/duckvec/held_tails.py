@@ -29,9 +29,9 @@ from duckvec.metrics import METRICS, normalize_rows_inplace
 from duckvec.reader import read_rowids, read_vectors
 from duckvec.segments import Segment, SegmentRow, hash_vectors
 from duckvec.states import DatabaseState, IndexState
-from duckvec.steps import column_of, snapshot
+from duckvec.steps import begin_seal, column_of, snapshot
 from duckvec.tables import Table, VectorColumn, read_only
-from duckvec.tracking import UNSEALED, Generation, LiveSegment, Seal
+from duckvec.tracking import Generation, LiveSegment, Seal
 
 logger = logging.getLogger("duckvec")
 
@@ -165,9 +165,7 @@ def _hold(
         return
     most = max(1, MOST_BYTES // (4 * row.dimension))
     with snapshot(task, instance, state, table) as cursor:
-        transaction = (
-            UNSEALED if state.read_only else instance.seal_transaction(state.name)
-        )
+        transaction = begin_seal(instance, state)
         tail = read_rowids(cursor, table, after=base.watermark)
         if not len(tail):
             return

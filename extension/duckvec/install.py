@@ -161,27 +161,26 @@ def _new_instance(
 
 def _register(connection: duckdb.DuckDBPyConnection) -> int:
     """Make the functions known to a DuckDB instance, and return its number."""
-    cursor = connection.cursor()
     number = len(_registered)
     for module in _UDF_MODULES:
         importlib.import_module(module)
     registry = importlib.import_module("duckvec.udfs.registry")
-    for udf in registry.UDFS:
-        cursor.create_function(
-            udf.name,
-            udf.function,
-            [duckdb.sqltype(text) for text in udf.arguments],
-            duckdb.sqltype(udf.returns),
-            type=PythonUDFType.ARROW if udf.arrow else PythonUDFType.NATIVE,
-            side_effects=udf.side_effects,
-            null_handling=FunctionNullHandling.SPECIAL,
-        )
 
     def identity() -> int:
         return number
 
-    cursor.create_function(IDENTITY, identity, [], "BIGINT", side_effects=True)
-    cursor.close()
+    with connection.cursor() as cursor:
+        for udf in registry.UDFS:
+            cursor.create_function(
+                udf.name,
+                udf.function,
+                [duckdb.sqltype(text) for text in udf.arguments],
+                duckdb.sqltype(udf.returns),
+                type=PythonUDFType.ARROW if udf.arrow else PythonUDFType.NATIVE,
+                side_effects=udf.side_effects,
+                null_handling=FunctionNullHandling.SPECIAL,
+            )
+        cursor.create_function(IDENTITY, identity, [], "BIGINT", side_effects=True)
     _registered.append(identity)
     return number
 

@@ -18,6 +18,7 @@ from duckvec.segments import hash_vectors, verifying
 from duckvec.states import DatabaseState, IndexState
 from duckvec.steps import (
     advance_epoch,
+    begin_seal,
     column_of,
     snapshot,
     store_plan,
@@ -74,9 +75,7 @@ def prove_index(
         snapshot(task, instance, state, table) as cursor,
         verifying(index.segments, instance.threads, check) as verified,
     ):
-        seal_transaction = (
-            UNSEALED if state.read_only else instance.seal_transaction(state.name)
-        )
+        seal_transaction = begin_seal(instance, state)
         rowids, hashes = [np.empty(0, np.int64)], [np.empty(0, np.uint64)]
         for batch in read_vectors(
             cursor, table, column, row.dimension, METRICS[row.metric]

@@ -82,6 +82,14 @@ def commit(
     )
 
 
+def begin_seal(instance: Instance, state: DatabaseState) -> int:
+    """Return the number of a transaction of a database that begins now.
+
+    All snapshots of a read-only one are the same, and later than UNSEALED.
+    """
+    return UNSEALED if state.read_only else instance.seal_transaction(state.name)
+
+
 def advance_epoch(task: Task, instance: Instance, state: DatabaseState) -> int:
     """Commit a new epoch where the database can be written, and return it."""
     return UNSEALED if state.read_only else commit_epoch(task, instance, state)
