@@ -78,6 +78,24 @@ def test_the_most_thorough_search_finds_the_nearest(
 
 @every_metric
 @every_type
+def test_the_memory_of_an_open_segment_is_known_before(
+    name: str, metric_name: str, tmp_path: Path
+) -> None:
+    metric = METRICS[metric_name]
+    kind, segment = build(name, metric, as_given(clustered(ROWS), metric))
+    path = tmp_path / "segment"
+    segment.save(path)
+    segment.close()
+    params = effective(kind, ROWS)
+    opened = kind.open(path, metric, ROWS, DIMENSION, params)
+    size = path.stat().st_size
+    known = kind.opened_bytes(size, metric, ROWS, DIMENSION, params)
+    assert opened.memory_bytes() == pytest.approx(known, rel=0.25)
+    opened.close()
+
+
+@every_metric
+@every_type
 def test_only_allowed_positions_are_returned(name: str, metric_name: str) -> None:
     metric = METRICS[metric_name]
     vectors = as_given(clustered(1000), metric)

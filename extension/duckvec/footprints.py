@@ -89,7 +89,7 @@ class Footprint:
 def footprint(rows: Rows) -> Footprint:
     """Sum the files of all segments; memory is at its highest in one of them.
 
-    Segments stay open, most of them mapped, while the next ones are built.
+    Built segments stay open while the next ones are built.
     """
     order, dimension, count = rows.order, rows.dimension, rows.count
     capacity = min(count, segment_capacity(order.index_file_size, dimension))
@@ -138,10 +138,11 @@ def peak_bytes(
 
 def _kept_bytes(order: Order, segment: Estimate, rows: int, dimension: int) -> int:
     """Return the memory that a finished segment holds, besides its row ids."""
-    kind, file_bytes = order.index_type, segment.file_bytes
-    if kind.is_mapped(segment.held_bytes, file_bytes, rows, dimension):
-        return kind.opened_bytes(file_bytes, rows, dimension)
-    return segment.held_bytes
+    kind = order.index_type
+    if not kind.maps_files:
+        return segment.held_bytes
+    params = kind.effective_params(order.params, rows, dimension)
+    return kind.opened_bytes(segment.file_bytes, order.metric, rows, dimension, params)
 
 
 def _segment(rows: Rows, count: int) -> Estimate:

@@ -216,6 +216,11 @@ class Segment:
         """Return the bytes of memory held; 0 where it is not open."""
         return 0 if self._index is None else self._held
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the next use need not open it first."""
+        return self._index is not None
+
     def close(self) -> None:
         """Release the opened index; the next use opens it again."""
         with self._lock:
@@ -308,7 +313,11 @@ class Segment:
         """Open the index once there is room for it in memory."""
         kind, row = get_index_type(self.row.index_type), self.row
         expected = self._held or kind.opened_bytes(
-            row.size_bytes, row.row_count, row.dimension
+            row.size_bytes,
+            METRICS[row.metric],
+            row.row_count,
+            row.dimension,
+            row.params,
         )
         with self._memory.opening(expected), self._noting():
             index = self._open()
@@ -431,13 +440,12 @@ def write_segment(
     `row` comes with its names; its size, checksum and measured settings are filled in
     here. `measure` returns those: it is called once the library has saved its file,
     while threads flush that file and take its checksum, and may search the index.
-    Where the library can map most of the file, the segment is opened from it, and the
-    memory of `index` is given back: all segments of an index may exceed memory.
+    Where the library maps its files, the segment is opened from them, and the memory
+    of `index` is given back: all segments of an index may exceed memory.
     On failure nothing is left behind.
 
     Raises:
-        StorageError: the files cannot be written.
-        ArtifactError: the library cannot read what it wrote.
+        StorageError: the files cannot be written, or not be opened then.
     """
     index_path = paths.artifact_path(folder, row.file)
     map_path = paths.artifact_path(folder, row.map_file)
@@ -457,26 +465,24 @@ def write_segment(
             "index_checksum": checksum.result(),
         }
         digest = write_map_file(paths.temporary_path(map_path), header, rowids, hashes)
-        sizes = [
+        size = sum(
             paths.temporary_path(path).stat().st_size for path in (index_path, map_path)
-        ]
+        )
         paths.publish([index_path, map_path])
         finished = replace(
             row,
             search_params=measured.default,
             ladder=measured.ladder,
-            size_bytes=sum(sizes),
+            size_bytes=size,
             checksum=digest,
         )
-        is_mapped = get_index_type(row.index_type).is_mapped(
-            index.memory_bytes(), sizes[0], row.row_count, row.dimension
-        )
+        is_mapped = get_index_type(row.index_type).maps_files
         segment = Segment(finished, folder, memory, None if is_mapped else index)
         segment.keep_samples(hashes)
         segment.keep_written(checksum.result())
         if is_mapped:
             index.close()
-            segment.require_whole()
+            _reopen(segment)
     except BaseException as error:
         for path in (index_path, map_path):
             leftovers.discard(paths.temporary_path(path))
@@ -485,3 +491,16 @@ def write_segment(
             raise StorageError(str(folder), error) from error
         raise
     return segment
+
+
+def _reopen(segment: Segment) -> None:
+    """Open a segment that was just written.
+
+    Raises:
+        OSError: it cannot be opened; that is no lasting damage, as of an older file.
+    """
+    try:
+        segment.require_whole()
+    except ArtifactError as error:
+        cause = error.__cause__ or error
+        raise OSError(f"what was written cannot be opened: {cause}") from error

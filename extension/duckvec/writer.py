@@ -216,6 +216,8 @@ class SegmentWriter:
         """Delete what was not kept."""
         self._reserved.close()
         if not self._kept:
+            for segment in self.segments:
+                segment.close()  # some systems keep what is mapped
             remove_files(self.segments)
 
 

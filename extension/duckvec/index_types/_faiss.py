@@ -110,12 +110,11 @@ def write_index(faiss: Any, index: Any, path: Path) -> None:
 def map_index(faiss: Any, path: Path, rows: int, dimension: int, flags: int = 0) -> Any:
     """Open a faiss file by memory map, or raise ArtifactError.
 
-    The flag that maps arrays inside the index came with faiss 1.11, and needs none of
-    the threads that faiss otherwise starts for each search of mapped inverted lists.
+    The flag maps all large arrays. It came with faiss 1.11: IO_FLAG_MMAP maps nothing
+    but inverted lists, and needs threads for each search of them.
     """
-    flag = getattr(faiss, "IO_FLAG_MMAP_IFC", faiss.IO_FLAG_MMAP)
     try:
-        index = faiss.read_index(str(path), flag | flags)
+        index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC | flags)
     except (RuntimeError, MemoryError) as error:
         raise ArtifactError(f"faiss cannot read {path.name}; rebuild it") from error
     if index.d != dimension or index.ntotal > rows:
@@ -123,11 +122,6 @@ def map_index(faiss: Any, path: Path, rows: int, dimension: int, flags: int = 0)
             f"{path.name} holds {index.ntotal} vectors of length {index.d}, "
             f"not {rows} of length {dimension}; rebuild it"
         )
-    lists = getattr(index, "invlists", None)
-    if lists is not None:
-        lists = faiss.downcast_InvertedLists(lists)
-        if hasattr(lists, "prefetch_nthread"):
-            lists.prefetch_nthread = 0
     return index
 
 

@@ -62,6 +62,7 @@ class IvfType(IndexType):
     """
 
     library: ClassVar[str] = "faiss"
+    maps_files: ClassVar[bool] = True
     covered: ClassVar[float] = 1.0
 
     @abstractmethod
@@ -162,10 +163,6 @@ class IvfType(IndexType):
         index = map_index(faiss, path, rows, dimension, flags)
         errors = read_errors(path) if self.compressed else None
         return self.segment(faiss, index, metric, mapped=True, errors=errors)
-
-    def opened_bytes(self, file_bytes: int, rows: int, dimension: int) -> int:
-        """Return 0: the lists are mapped."""
-        return 0
 
     def search_grid(
         self, params: Mapping[str, int], rows: int, k: int

@@ -214,6 +214,7 @@ class Annoy(IndexType):
     name: ClassVar[str] = "ANNOY"
     library: ClassVar[str] = "annoy"
     extra: ClassVar[str | None] = "annoy"
+    maps_files: ClassVar[bool] = True
     parameters: ClassVar[tuple[Parameter, ...]] = (N_TREES, SEARCH_K)
 
     def estimate(self, params: Mapping[str, int], sketch: Sketch) -> Estimate:
@@ -290,10 +291,6 @@ class Annoy(IndexType):
                 f"{path.name} holds {held} vectors, not {rows}; rebuild it"
             )
         return AnnoySegment(index, metric, dimension, self._note(), 0)
-
-    def opened_bytes(self, file_bytes: int, rows: int, dimension: int) -> int:
-        """Return 0: the forest is mapped."""
-        return 0
 
     def search_grid(
         self, params: Mapping[str, int], rows: int, k: int

@@ -58,10 +58,6 @@ from duckvec.parameters import Parameter
 Progress = Callable[[float], None]
 Cancelled = Callable[[], bool]
 
-# A segment that was built is opened from its file where it then holds a smaller share
-# of the memory: where the library maps most of the file.
-MAPPED_SHARE = 0.5
-
 UNKNOWN_ROUNDING = 1e-3
 """Of the radius and the query's length: far more than a library's distances are off."""
 
@@ -266,6 +262,8 @@ class IndexType(ABC):
         parameters: what users may set.
         compressed: whether its distances are approximate: hits are then fetched in
             excess and rescored from the table.
+        maps_files: whether `open` maps most of the file; a segment that was built is
+            then closed once it is saved, and opened from its file.
     """
 
     name: ClassVar[str]
@@ -274,6 +272,7 @@ class IndexType(ABC):
     extra: ClassVar[str | None] = None
     parameters: ClassVar[tuple[Parameter, ...]] = ()
     compressed: ClassVar[bool] = False
+    maps_files: ClassVar[bool] = False
 
     def library_version(self) -> str:
         """Return the version of the installed library, '' without one."""
@@ -341,27 +340,20 @@ class IndexType(ABC):
     ) -> SegmentIndex:
         """Open what `save` wrote, by memory map where the library can."""
 
-    def opened_bytes(self, file_bytes: int, rows: int, dimension: int) -> int:
-        """Return about how much memory `open` takes for a segment of that size.
+    def opened_bytes(
+        self,
+        file_bytes: int,
+        metric: Metric,
+        rows: int,
+        dimension: int,
+        params: Mapping[str, int],
+    ) -> int:
+        """Return about how much memory `open` takes for files of that size.
 
-        By default all of the file; less where the library maps it.
+        By default all of it, or nothing where the library maps them.
         """
-        del rows, dimension
-        return file_bytes
-
-    def is_mapped(
-        self, built_bytes: int, file_bytes: int, rows: int, dimension: int
-    ) -> bool:
-        """Tell whether a segment that was built is better opened from its file.
-
-        Args:
-            built_bytes: the memory that it holds as it was built.
-            file_bytes: the size of the library's file.
-            rows: how many it holds.
-            dimension: of its vectors.
-        """
-        opened = self.opened_bytes(file_bytes, rows, dimension)
-        return opened < MAPPED_SHARE * built_bytes
+        del metric, rows, dimension, params
+        return 0 if self.maps_files else file_bytes
 
     @abstractmethod
     def search_grid(

@@ -30,6 +30,7 @@ class Flat(IndexType):
 
     name: ClassVar[str] = "FLAT"
     library: ClassVar[str] = "faiss"
+    maps_files: ClassVar[bool] = True
 
     def estimate(self, params: Mapping[str, int], sketch: Sketch) -> Estimate:
         """Return the size of the packed copy, in the file and in memory.
@@ -69,10 +70,6 @@ class Flat(IndexType):
         faiss = load_faiss(self.name)
         index = map_index(faiss, path, rows, dimension)
         return FlatSegment(faiss, index, metric, mapped=True)
-
-    def opened_bytes(self, file_bytes: int, rows: int, dimension: int) -> int:
-        """Return 0: the packed copy is mapped."""
-        return 0
 
     def search_grid(
         self, params: Mapping[str, int], rows: int, k: int

@@ -14,6 +14,7 @@ from duckvec.index_types._ivf_estimate import (
 )
 from duckvec.index_types._ivf_segment import NPROBE
 from duckvec.index_types.base import Sketch
+from duckvec.metrics import Metric
 from duckvec.parameters import Parameter
 
 MOST_BITS = 8
@@ -103,9 +104,7 @@ class IvfPq(IvfType):
         part = sketch.dimension // m
         learnt = values * length
         trained = min(sketch.rows, ROWS_PER_VALUE * values)
-        table = 4 * params["nlist"] * m * values
-        if sketch.metric.is_similarity or _table_is_too_large(params):
-            table = 0
+        table = _table_bytes(sketch.metric, params)
         added = min(sketch.rows, ROWS_PER_ADD)
         distances = 4 * added * m * values if part >= TABULATED_LENGTH else 0
         fast = COMPARE_SECONDS + COMPONENT_SECONDS * part
@@ -122,11 +121,29 @@ class IvfPq(IvfType):
             seconds=m * values * (ROUNDS * trained * learning + sketch.rows * coding),
         )
 
+    def opened_bytes(
+        self,
+        file_bytes: int,
+        metric: Metric,
+        rows: int,
+        dimension: int,
+        params: Mapping[str, int],
+    ) -> int:
+        """Return the size of the table of distances: the lists are mapped."""
+        return _table_bytes(metric, params)
+
     def open_flags(self, faiss: Any, params: Mapping[str, int]) -> int:
         """Leave out the table of distances that faiss computes while opening."""
         if not _table_is_too_large(params):
             return 0
         return int(faiss.IO_FLAG_SKIP_PRECOMPUTE_TABLE)
+
+
+def _table_bytes(metric: Metric, params: Mapping[str, int]) -> int:
+    """Return the size of the table of distances that faiss computes for L2."""
+    if metric.is_similarity or _table_is_too_large(params):
+        return 0
+    return 4 * params["nlist"] * params["m"] << params["nbits"]
 
 
 def _table_is_too_large(params: Mapping[str, int]) -> bool:

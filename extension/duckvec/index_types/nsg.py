@@ -263,6 +263,7 @@ class Nsg(IndexType):
     name: ClassVar[str] = "NSG"
     aliases: ClassVar[tuple[str, ...]] = ("RNSG",)
     library: ClassVar[str] = "faiss"
+    maps_files: ClassVar[bool] = True
     parameters: ClassVar[tuple[Parameter, ...]] = PARAMETERS
 
     def effective_params(
@@ -383,9 +384,16 @@ class Nsg(IndexType):
             raise ArtifactError(f"{path.name} is cut or altered; rebuild it")
         return NsgSegment(faiss, index, metric, numbers, rows, mapped=True)
 
-    def opened_bytes(self, file_bytes: int, rows: int, dimension: int) -> int:
-        """Return the size of the links: the vectors are mapped."""
-        return max(0, file_bytes - 4 * rows * dimension)
+    def opened_bytes(
+        self,
+        file_bytes: int,
+        metric: Metric,
+        rows: int,
+        dimension: int,
+        params: Mapping[str, int],
+    ) -> int:
+        """Return the size of the places for links: the vectors are mapped."""
+        return 4 * rows * params["out_degree"]
 
     def search_grid(
         self, params: Mapping[str, int], rows: int, k: int

@@ -91,7 +91,7 @@ def verify(session: Session) -> list[Finding]:
 
 
 def _wrong_with(segment: Segment) -> str | None:
-    was_open = segment.memory_bytes() > 0
+    was_open = segment.is_open
     try:
         wrong = segment.check()
         if wrong is None:
