@@ -163,7 +163,8 @@ def exact_neighbours(
             scores += np.einsum("ij,ij->i", block, block)
         inside = (own >= start) & (own < start + len(block))
         scores[np.flatnonzero(inside), own[inside] - start] = np.inf
-        row, column = np.nonzero(scores < best.max(axis=1, keepdims=True))
+        near = np.flatnonzero(scores < best.max(axis=1, keepdims=True))
+        row, column = np.divmod(near, len(block))
         width = k + int(np.bincount(row, minlength=1).max())
         nearer = np.full((len(queries), width), np.inf, dtype=np.float32)
         numbers = np.full(nearer.shape, -1, dtype=np.int64)

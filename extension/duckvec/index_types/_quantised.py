@@ -119,11 +119,25 @@ class _Distances:
 
     def of(self, queries: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return (nq, n)."""
-        products = queries @ self.rows.T
+        return self._from(queries, queries @ self.rows.T, self.squares)
+
+    def at(
+        self, queries: NDArray[np.float64], which: NDArray[np.int64]
+    ) -> NDArray[np.float64]:
+        """Return (nq, m): the distance of each query to some rows, given by (nq, m)."""
+        products = np.einsum("ij,ikj->ik", queries, self.rows[which])
+        return self._from(queries, products, self.squares[which])
+
+    def _from(
+        self,
+        queries: NDArray[np.float64],
+        products: NDArray[np.float64],
+        squares: NDArray[np.float64],
+    ) -> NDArray[np.float64]:
         if self.metric.is_similarity:
             return np.asarray(self.metric.offset - products)
-        squares = _products(queries, queries)[:, np.newaxis] + self.squares
-        return np.asarray(np.sqrt(np.maximum(squares - 2 * products, 0)))
+        both = _products(queries, queries)[:, np.newaxis] + squares
+        return np.asarray(np.sqrt(np.maximum(both - 2 * products, 0)))
 
 
 def _products(
@@ -145,7 +159,7 @@ def _neighbour_errors(
     """
     similar = true.metric.is_similarity
     rows, at = true.rows[queries], np.arange(len(queries))
-    exact, coded = true.of(rows), seen.of(rows)
+    exact = true.of(rows)
     alone = np.zeros((len(rows), 1))
     if similar:
         alone[:, 0] = exact[at, queries]
@@ -156,7 +170,7 @@ def _neighbour_errors(
     width = min(NEIGHBOURS, len(true.rows))
     nearest = np.argpartition(exact, width - 1, axis=1)[:, :width]
     distance = np.take_along_axis(exact, nearest, axis=1)
-    errors = np.take_along_axis(coded, nearest, axis=1) - distance
+    errors = seen.at(rows, nearest) - distance
     if similar:
         errors /= np.maximum(size, np.finfo(np.float32).tiny)
     return errors, distance, alone
