@@ -214,10 +214,7 @@ def test_a_build_that_fails_while_its_file_is_finished_leaves_no_files(
 
 
 def test_a_file_that_cannot_be_opened_right_after_it_was_written_is_no_lasting_damage(
-    con: duckdb.DuckDBPyConnection,
-    path: Path,
-    vectors: Vectors,
-    monkeypatch: pytest.MonkeyPatch,
+    con: duckdb.DuckDBPyConnection, vectors: Vectors, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     create_table(con, vectors)
     create(con, "FLAT")

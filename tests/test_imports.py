@@ -23,6 +23,7 @@ LAYERS = [
     "backoff",
     "leftovers",
     "artifacts",
+    "hashing",
     "index_types",
     "ladders",
     "filters",

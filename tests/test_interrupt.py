@@ -395,7 +395,7 @@ def test_what_was_given_up_holds_no_memory(
         return build(*arguments, **options)
 
     monkeypatch.setattr(flat, "build", slow)
-    monkeypatch.setattr(flat, "maps_files", False, raising=False)
+    monkeypatch.setattr(flat, "maps_files", False)
     gc.collect()
     gc.disable()
     try:

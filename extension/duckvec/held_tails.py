@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from duckvec.artifacts import FORMAT_VERSION
 from duckvec.errors import BuildCancelledError, BusyError, ClosedError
+from duckvec.hashing import hash_vectors
 from duckvec.index_types import get_index_type
 from duckvec.instance import Instance
 from duckvec.keeper import FAILURES, Task
@@ -27,7 +28,7 @@ from duckvec.ladders import Rung
 from duckvec.memory import MemoryBudget
 from duckvec.metrics import METRICS, normalize_rows_inplace
 from duckvec.reader import read_rowids, read_vectors
-from duckvec.segments import Segment, SegmentRow, hash_vectors
+from duckvec.segments import Segment, SegmentRow
 from duckvec.states import DatabaseState, IndexState
 from duckvec.steps import begin_seal, column_of, snapshot
 from duckvec.tables import Table, VectorColumn, read_only

@@ -23,11 +23,11 @@ from duckvec import catalog
 from duckvec.catalog import index_key
 from duckvec.chains import commit_epoch
 from duckvec.errors import ArtifactError
+from duckvec.hashing import hash_vectors
 from duckvec.instance import Instance
 from duckvec.keeper import Task
 from duckvec.metrics import METRICS
 from duckvec.reader import hash_row, read_vectors
-from duckvec.segments import hash_vectors
 from duckvec.states import DatabaseState, IndexState
 from duckvec.steps import changing
 from duckvec.tables import (

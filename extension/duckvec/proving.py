@@ -10,11 +10,12 @@ from dataclasses import replace
 import numpy as np
 
 from duckvec.errors import ColumnError
+from duckvec.hashing import hash_vectors
 from duckvec.instance import Instance
 from duckvec.keeper import Task
 from duckvec.metrics import METRICS
 from duckvec.reader import count_rows, read_rowids, read_vectors
-from duckvec.segments import hash_vectors, verifying
+from duckvec.segments import verifying
 from duckvec.states import DatabaseState, IndexState
 from duckvec.steps import (
     advance_epoch,

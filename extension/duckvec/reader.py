@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from duckvec.errors import ColumnError
+from duckvec.hashing import hash_vectors
 from duckvec.metrics import Metric, are_bounded
-from duckvec.segments import hash_vectors
 from duckvec.sql_text import quote_identifier
 from duckvec.tables import Table, VectorColumn
 

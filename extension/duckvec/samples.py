@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from duckvec.hashing import hash_vectors
 from duckvec.metrics import Metric, normalize_rows
-from duckvec.segments import hash_vectors
 
 K = 10  # neighbours of each query
 SAMPLE = 100  # of each kind

@@ -19,6 +19,7 @@ from duckvec import paths
 from duckvec.artifacts import FORMAT_VERSION
 from duckvec.calibration import calibrate
 from duckvec.errors import ArtifactError, ColumnError
+from duckvec.hashing import hash_vectors
 from duckvec.index_types.base import IndexType, SegmentIndex
 from duckvec.instance import Instance
 from duckvec.keeper import Task
@@ -28,12 +29,7 @@ from duckvec.metrics import Metric, normalize_rows_inplace
 from duckvec.policy import segment_capacity
 from duckvec.priority import call_apart
 from duckvec.reader import count_rows, read_vectors
-from duckvec.segments import (
-    Segment,
-    SegmentRow,
-    hash_vectors,
-    write_segment,
-)
+from duckvec.segments import Segment, SegmentRow, write_segment
 from duckvec.sql_text import quote_identifier
 from duckvec.states import DatabaseState
 from duckvec.tables import Table, VectorColumn

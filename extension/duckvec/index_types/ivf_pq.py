@@ -141,9 +141,8 @@ class IvfPq(IvfType):
 
 def _table_bytes(metric: Metric, params: Mapping[str, int]) -> int:
     """Return the size of the table of distances that faiss computes for L2."""
-    if metric.is_similarity or _table_is_too_large(params):
-        return 0
-    return 4 * params["nlist"] * params["m"] << params["nbits"]
+    unused = metric.is_similarity or _table_is_too_large(params)
+    return 0 if unused else _whole_table_bytes(params)
 
 
 def _table_is_too_large(params: Mapping[str, int]) -> bool:
@@ -152,5 +151,8 @@ def _table_is_too_large(params: Mapping[str, int]) -> bool:
     It is kept in memory, for each list and each code: it can be far larger than all
     the vectors of the segment.
     """
-    entries = params["nlist"] * params["m"] << params["nbits"]
-    return 4 * entries > LARGEST_TABLE_BYTES
+    return _whole_table_bytes(params) > LARGEST_TABLE_BYTES
+
+
+def _whole_table_bytes(params: Mapping[str, int]) -> int:
+    return 4 * params["nlist"] * params["m"] << params["nbits"]
