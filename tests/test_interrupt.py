@@ -83,6 +83,11 @@ def _raised_by(call: Callable[[], Any]) -> BaseException | None:
             call()
         except INTERRUPTED as error:
             raised = error
+        except duckdb.Error as error:
+            # As DuckDB 1.5 tells of it where Ctrl-C meets the start of a function.
+            if "KeyboardInterrupt" not in str(error):
+                raise
+            raised = error
         time.sleep(0.01)  # Python handles a signal here at the latest
     except KeyboardInterrupt as error:
         return error
