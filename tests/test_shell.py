@@ -29,6 +29,18 @@ PROGRAM = (
     "from duckvec.shell import main; main()"
 )
 COMMAND = [sys.executable, "-c", PROGRAM]
+# The signal may reach any thread; here it is not the one that waits.
+PRESS = """
+import signal, threading, time
+
+def press():
+    while "duckvec-shell" not in [thread.name for thread in threading.enumerate()]:
+        time.sleep(0.05)
+    time.sleep(0.5)
+    signal.raise_signal(signal.SIGINT)
+
+threading.Thread(target=press, daemon=True).start()
+"""
 DRAWN = {
     "NO_COLOR": "1",
     "PROMPT_TOOLKIT_NO_CPR": "1",
@@ -195,6 +207,23 @@ def test_ctrl_c_ends_a_build_of_a_script(path: Path) -> None:
     assert con.execute("FROM vector_indexes()").fetchall() == []
     con.close()
     assert list(path.with_name(path.name + ".duckvec").glob("*")) == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C is another thing there")
+def test_ctrl_c_that_another_thread_gets_ends_a_statement() -> None:
+    done = subprocess.run(
+        [
+            *(sys.executable, "-c", PRESS + PROGRAM, ":memory:"),
+            *("-c", "SELECT count(*) FROM range(1_000_000_000_000)"),
+        ],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        env={**os.environ, **DRAWN},
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")
 
 
 def test_info_without_an_index(path: Path) -> None:

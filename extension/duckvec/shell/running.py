@@ -124,7 +124,10 @@ class Session:
     def _wait(self, ended: threading.Event) -> None:
         """Wait for a statement; draw a bar where it builds an index for long."""
         if self._errors is None or not self._errors.is_terminal:
-            ended.wait()
+            # Another thread may be the one that gets the signal of Ctrl-C, one that
+            # starts threads for example, and a wait without end never hears of it.
+            while not ended.wait(POLL_SECONDS):
+                pass
             return
         works = follow(self.handle._instance, ended.wait)
         first = next(works, None)
